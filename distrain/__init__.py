@@ -1,0 +1,46 @@
+"""distrain: launch one training process per device, and give each a supervised trainer.
+
+The public names are loaded when they are first used: `import distrain` alone costs nothing and imports no
+torch, so the command line answers at once, also where torch is not installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distrain.engine import (
+        CallableEventWithFilter as CallableEventWithFilter,
+    )
+
+_HOME = {
+    "init": "distrain.runtime",
+    "prepare": "distrain.training",
+    "dataloader": "distrain.training",
+    "create_supervised_trainer": "distrain.training",
+    "create_supervised_evaluator": "distrain.training",
+    "Engine": "distrain.engine",
+    "Events": "distrain.engine",
+    "LossAggregator": "distrain.training",
+    "Checkpointer": "distrain.training",
+    "ProgressBar": "distrain.observe",
+}
+
+__version__ = "0.1.0"
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        from distrain.errors import did_you_mean
+
+        raise AttributeError(f"module 'distrain' has no attribute {name!r}.{did_you_mean(name, _HOME)}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,120 @@
+"""The run directory: every path a run writes, and the way a file is replaced in one step.
+
+    <run>/run.json                              plan with origins, versions, status
+    <run>/events.jsonl                          life cycle: attempts, workers, exits
+    <run>/attempt-0/rank-0/stdout.log           what each rank printed, per attempt
+    <run>/attempt-0/rank-0/stderr.log
+    <run>/checkpoints/step-00000100/            written by rank 0
+    <run>/metrics.jsonl
+    <run>/failure.json  report.html
+
+The launcher and the worker library meet here and in the environment, nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["ENV_RUN_DIR", "RunDir", "new_run_name", "write_atomic"]
+
+ENV_RUN_DIR = "DISTRAIN_RUN_DIR"
+"""The environment variable that tells a worker its run directory (an absolute path)."""
+
+DEFAULT_PARENT = "runs"
+
+_STEP = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDir:
+    """The paths of one run. Making an instance touches nothing on disk.
+
+    Args:
+        root: The run directory itself.
+    """
+
+    root: Path
+
+    @property
+    def run_json(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / ".lock"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events.jsonl"
+
+    @property
+    def failure(self) -> Path:
+        return self.root / "failure.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """The directory of the checkpoint taken after `step` iterations."""
+        return self.checkpoints / f"step-{step:08d}"
+
+    def rank_dir(self, attempt: int, rank: int) -> Path:
+        return self.root / f"attempt-{attempt}" / f"rank-{rank}"
+
+    def stdout(self, attempt: int, rank: int) -> Path:
+        return self.rank_dir(attempt, rank) / "stdout.log"
+
+    def stderr(self, attempt: int, rank: int) -> Path:
+        return self.rank_dir(attempt, rank) / "stderr.log"
+
+
+def new_run_name(script: str) -> str:
+    """Return a name for a new run, `<time>-<script>-<id>`: sorted by time, never the same twice.
+
+    Args:
+        script: The script's path or the module's name; its stem goes into the name.
+    """
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(script).name.removesuffix(".py")).strip("-.") or "run"
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{stem[:40]}-{secrets.token_hex(3)}"
+
+
+def step_of(path: Path) -> int | None:
+    """Return the step a checkpoint directory was taken at, or None when `path` is not one."""
+    match = _STEP.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Replace the file at `path` by `data` in one step: a reader sees the old file or the new one, whole.
+
+    Args:
+        path: The file; its directory must exist.
+        data: The new content; text is written as UTF-8.
+
+    Raises:
+        OSError: The directory is missing or not writable, or the disk is full. The old file is untouched.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}")
+    try:
+        with open(draft, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
