@@ -4,6 +4,8 @@
     <run>/events.jsonl                          life cycle: attempts, workers, exits
     <run>/attempt-0/rank-0/stdout.log           what each rank printed, per attempt
     <run>/attempt-0/rank-0/stderr.log
+    <run>/attempt-0/rank-0/exception.json       its uncaught exception, when it had one
+    <run>/launcher.log                          what torch's elastic agent and the fork server had to say
     <run>/checkpoints/step-00000100/            written by rank 0
     <run>/metrics.jsonl
     <run>/failure.json  report.html
@@ -20,12 +22,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ENV_RUN_DIR", "RunDir", "new_run_name", "write_atomic"]
+__all__ = ["DEFAULT_PARENT", "ENV_RUN_DIR", "RunDir", "new_run_name", "step_of", "write_atomic"]
 
 ENV_RUN_DIR = "DISTRAIN_RUN_DIR"
 """The environment variable that tells a worker its run directory (an absolute path)."""
 
 DEFAULT_PARENT = "runs"
+"""Where runs are made when no run directory is given, below the current folder."""
 
 _STEP = re.compile(r"step-(\d{8,})")
 
@@ -47,6 +50,10 @@ class RunDir:
     @property
     def lock(self) -> Path:
         return self.root / ".lock"
+
+    @property
+    def launcher_log(self) -> Path:
+        return self.root / "launcher.log"
 
     @property
     def events(self) -> Path:
@@ -80,6 +87,9 @@ class RunDir:
 
     def stderr(self, attempt: int, rank: int) -> Path:
         return self.rank_dir(attempt, rank) / "stderr.log"
+
+    def exception(self, attempt: int, rank: int) -> Path:
+        return self.rank_dir(attempt, rank) / "exception.json"
 
 
 def new_run_name(script: str) -> str:

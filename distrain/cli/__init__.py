@@ -1,0 +1,72 @@
+"""The `distrain` command: one module a subcommand; each parses, calls one function and returns an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from distrain.errors import DistrainError, UsageError, did_you_mean
+
+__all__ = ["main"]
+
+_COMMANDS = {"launch": "start a program on every device of this machine"}
+
+_USAGE = """\
+usage: distrain COMMAND ...
+
+Launch one PyTorch training process per device, from one warm import.
+
+commands:
+{commands}
+
+options:
+  -h, --help     show this help, or a command's: distrain COMMAND --help
+  --version      show the version
+"""
+
+EXIT_USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The arguments after `distrain`; None takes the process's own.
+
+    Returns:
+        The exit code; 2 for wrong use, which is said in one line on standard error.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(_USAGE.format(commands="\n".join(f"  {name:<13}{what}" for name, what in _COMMANDS.items())), end="")
+        return 0 if args else EXIT_USAGE
+    if args[0] == "--version":
+        from distrain import __version__
+
+        print(f"distrain {__version__}")
+        return 0
+    name = args[0]
+    if name not in _COMMANDS:
+        what = "option" if name.startswith("-") else "command"
+        print(
+            f"distrain: unknown {what} {name!r}; valid commands are {', '.join(_COMMANDS)}.{_hint(name)}",
+            file=sys.stderr,
+        )
+        return EXIT_USAGE
+    command = importlib.import_module(f"distrain.cli.{name}")
+    try:
+        code: int = command.main(args[1:])
+    except UsageError as error:
+        print(f"distrain {name}: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except DistrainError as error:
+        print(f"distrain {name}: {error}", file=sys.stderr)
+        return 1
+    return code
+
+
+def _hint(name: str) -> str:
+    if name.endswith(".py"):
+        return f" Did you mean distrain launch {name}?"
+    return did_you_mean(name, _COMMANDS)

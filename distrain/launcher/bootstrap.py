@@ -1,0 +1,213 @@
+"""From a forked child to a worker: the process becomes what `python -u train.py` would have been.
+
+The fork server has imported torch and nothing else. What an interpreter has of its own from its start (its
+session, environment, streams, random state, thread counts, name, `__main__`) is set here; the program then
+runs at the bottom of the stack, and the interpreter ends by itself when it returns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pkgutil
+import runpy
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from importlib.machinery import SourceFileLoader, SourcelessFileLoader
+from pathlib import Path
+from types import TracebackType
+
+from distrain.launcher.protocol import WorkerJob
+from distrain.rundir import write_atomic
+
+__all__ = ["become", "run"]
+
+_OPENBLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
+
+
+def become(job: WorkerJob) -> None:
+    """Give this forked child everything a fresh interpreter has of its own.
+
+    Args:
+        job: The rank to become.
+    """
+    os.setsid()
+    _redirect(job.stdout, 1)
+    _redirect(job.stderr, 2)
+    os.environ.clear()
+    os.environ.update(job.env)
+    if not job.warm:
+        os.execvpe(job.command[0], job.command, job.env)
+    _renew_random_state()
+    _set_threads(job)
+    _set_title(job.command)
+
+
+def _redirect(path: str, fd: int) -> None:
+    if not path:
+        return
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY
+    opened = os.open(path, flags, 0o666)
+    os.dup2(opened, fd)
+    os.close(opened)
+
+
+def _renew_random_state() -> None:
+    """Draw anew what an interpreter and its libraries draw from the system when they start.
+
+    `random` renews itself after a fork, `uuid` and `secrets` keep no state. Devices other than the CPU have a
+    fixed first seed in torch, so theirs stays.
+    """
+    import multiprocessing
+    import tempfile
+
+    import torch
+
+    torch.default_generator.seed()
+    if (numpy_random := sys.modules.get("numpy.random")) is not None:
+        numpy_random.seed()
+    multiprocessing.current_process().authkey = os.urandom(32)
+    tempfile._name_sequence = None  # type: ignore[attr-defined]
+
+
+def _set_threads(job: WorkerJob) -> None:
+    """Give OpenBLAS the thread count its environment asks for; the fork server had to load it with one.
+
+    OpenMP and MKL read their variables when they are loaded, start no thread before they are used, and were
+    loaded under this job's own values.
+    """
+    import torch
+
+    if torch.get_num_threads() != job.threads:
+        torch.set_num_threads(job.threads)
+    if "numpy" not in sys.modules:
+        return
+    from threadpoolctl import ThreadpoolController
+
+    wanted = next((int(value) for name in _OPENBLAS_VARIABLES if (value := job.env.get(name, "")).isdigit()), None)
+    if wanted is None:
+        from distrain.plan.detect import visible_cpus
+
+        wanted = visible_cpus()
+    for library in ThreadpoolController().select(internal_api="openblas").lib_controllers:
+        if library.num_threads != wanted:
+            library.set_num_threads(wanted)
+
+
+def _set_title(command: list[str]) -> None:
+    """Let `ps` and `pkill -f train.py` find this process under the command line it stands for."""
+    import setproctitle
+
+    setproctitle.setproctitle(" ".join(command))
+
+
+def run(job: WorkerJob) -> None:
+    """Run the program as `__main__`, the way the interpreter's own start does.
+
+    Args:
+        job: The rank this process has become.
+    """
+    sys.argv = [job.target, *job.args]
+    sys.orig_argv = list(job.command)
+    try:
+        _prepare(job)()
+    except SystemExit:
+        raise
+    except BaseException as error:
+        own = _own_frames(error.__traceback__)
+        if not isinstance(error, KeyboardInterrupt):
+            _record(error, own, job)
+        _hide_own_frames()
+        raise
+
+
+def _prepare(job: WorkerJob) -> Callable[[], object]:
+    """Set `sys.path` and `__main__` as the interpreter does before it runs a program; return the call that runs it."""
+    main = vars(sys.modules["__main__"])
+    for name in [name for name in main if not name.startswith("__")]:
+        del main[name]
+    safe_path = getattr(sys.flags, "safe_path", False)
+    if job.kind == "module":
+        sys.argv[0] = "-m"
+        if not safe_path:
+            sys.path.insert(0, os.getcwd())
+        return lambda: runpy._run_module_as_main(job.target)  # type: ignore[attr-defined]
+    path = _absolute(job.target)
+    if pkgutil.get_importer(path) is not None:  # a folder or an archive with a __main__.py
+        sys.path.insert(0, path)
+        return lambda: runpy._run_module_as_main("__main__", False)  # type: ignore[attr-defined]
+    if not safe_path:
+        sys.path.insert(0, os.path.dirname(os.path.realpath(path)))
+    sourceless = path.endswith(".pyc")
+    loader = (SourcelessFileLoader if sourceless else SourceFileLoader)("__main__", path)
+    main.update(__file__=path, __cached__=None, __loader__=loader)
+
+    def run_script() -> None:
+        if sourceless:
+            code = loader.get_code("__main__")
+            assert code is not None
+        else:
+            with io.open_code(path) as file:
+                code = compile(file.read(), path, "exec", dont_inherit=True)
+        exec(code, main)
+
+    return run_script
+
+
+def _absolute(path: str) -> str:
+    """Make `path` absolute as CPython does for `__file__`: put before it the current folder, resolve nothing."""
+    return path if os.path.isabs(path) else f"{os.getcwd()}/{path}"
+
+
+def _own_frames(trace: TracebackType | None) -> int:
+    """Count the frames at the bottom of the stack that are the launcher's and not the program's."""
+    count = 0
+    while trace is not None and (
+        trace.tb_frame.f_globals.get("__name__", "").startswith("distrain.launcher.")
+        or trace.tb_frame.f_code.co_filename == "<string>"
+    ):
+        count += 1
+        trace = trace.tb_next
+    return count
+
+
+def _without(frames: int, trace: TracebackType | None) -> TracebackType | None:
+    for _ in range(frames):
+        trace = trace.tb_next if trace is not None else None
+    return trace
+
+
+def _hide_own_frames() -> None:
+    """Have the report of the uncaught exception begin in the program, as it does without a launcher.
+
+    The exception goes on up to the interpreter itself, so that its own way of ending is kept: the exit code,
+    the signal after a KeyboardInterrupt, the exit functions.
+    """
+    report = sys.excepthook
+
+    def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        trace = _without(_own_frames(trace), trace)
+        report(kind, error.with_traceback(trace), trace)
+
+    sys.excepthook = excepthook
+
+
+def _record(error: BaseException, own_frames: int, job: WorkerJob) -> None:
+    """Write the uncaught exception where the supervisor finds it; a disk that is full costs only this record."""
+    trace = _without(own_frames, error.__traceback__)
+    lines = traceback.format_exception(type(error), error, trace)
+    name = type(error).__qualname__
+    module = type(error).__module__
+    record = {
+        "rank": job.rank,
+        "type": name if module in ("builtins", "__main__") else f"{module}.{name}",
+        "message": str(error),
+        "traceback": "".join(lines),
+        "monotonic_ns": time.monotonic_ns(),
+    }
+    with contextlib.suppress(OSError):
+        write_atomic(Path(job.error_file), json.dumps(record, indent=1))

@@ -1,0 +1,240 @@
+"""The fork server: import torch once, then fork the agent and every worker from it.
+
+It is started as `python -u -c "…"`, so that a forked worker has the interpreter flags torchrun gives. A child
+leaves `serve` by returning from it: it goes on to run its program and then ends as any interpreter does,
+with the threads joined, the exit functions run and the modules torn down.
+
+The rules a process must keep to be forked safely: one thread (checked), no CUDA context, nothing of the
+multiprocessing module started. What is imported here is in every worker for free; what would be different in
+each fresh process is made different again in `bootstrap.become`.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+from distrain.launcher.protocol import Channel, agent_job, worker_job
+from distrain.supervision.reaping import die_with_parent, reap
+
+__all__ = ["AGENT_PRELOAD", "WORKER_PRELOAD", "main", "num_threads"]
+
+AGENT_PRELOAD = ("torch", "torch.distributed")
+"""What the agent needs before it is forked; it imports the rest of torch elastic by itself, meanwhile."""
+
+WORKER_PRELOAD = (
+    "torch.nn.parallel",
+    "torch.optim",
+    "torch.utils.data",
+    "torch._dynamo",  # the first optimizer imports it: half a second in every worker otherwise
+)
+
+Next = Callable[[], None]
+"""What a forked child does once it has left the server."""
+
+
+def num_threads() -> int:
+    """Return the number of threads of this process, those of C libraries included (Linux; else Python's own)."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        import threading
+
+        return threading.active_count()
+
+
+class _ForkServer:
+    """The server's state: its channels, and which child belongs to whom.
+
+    Args:
+        control: The channel to the supervisor.
+    """
+
+    def __init__(self, control: Channel) -> None:
+        self._control = control
+        self._agent: Channel | None = None
+        self._agent_pid = 0
+        self._workers: dict[int, int] = {}
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._wake_read, selectors.EVENT_READ)
+        self._selector.register(control, selectors.EVENT_READ)
+
+    def preload(self, modules: tuple[str, ...]) -> None:
+        """Import `modules`; a failure is told to the supervisor, which ends the run when torch itself is missing."""
+        for name in modules:
+            try:
+                importlib.import_module(name)
+            except BaseException as error:
+                self._control.send(
+                    "preload_failed",
+                    module=name,
+                    missing=getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None,
+                    error=f"{type(error).__name__}: {error}",
+                    traceback=traceback.format_exc(),
+                )
+                if name in AGENT_PRELOAD:
+                    raise SystemExit(1) from None
+
+    def serve(self) -> Next:
+        """Answer requests until the supervisor goes away; return in each forked child, with its work."""
+        gc.collect()
+        gc.freeze()  # the workers' garbage collector leaves it alone, so the memory stays shared
+        while True:
+            for key, _ in self._selector.select():
+                if key.fd == self._wake_read:
+                    self._collect()
+                    continue
+                channel = self._control if key.fd == self._control.fileno() else self._agent
+                assert channel is not None
+                for message in channel.receive():
+                    child = self._answer(message)
+                    if child is not None:
+                        return child
+                if channel.closed:
+                    if channel is self._control:
+                        raise SystemExit(0)
+                    self._selector.unregister(channel)
+                    channel.close()
+
+    def start_agent(self) -> Next | None:
+        """Wait for the supervisor's agent job and fork the agent; return its work in the child."""
+        while not (messages := self._control.receive()):
+            if self._control.closed:
+                raise SystemExit(0)
+        (message,) = messages
+        job = agent_job(message)
+        ours, theirs = socket.socketpair()
+        server_pid = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            self._close()
+            die_with_parent(server_pid)
+
+            def run_agent() -> None:
+                from distrain.launcher import agent
+
+                agent.main(job, Channel(theirs))
+
+            return run_agent
+        theirs.close()
+        self._agent_pid = pid
+        self._agent = Channel(ours)
+        self._selector.register(self._agent, selectors.EVENT_READ)
+        self._control.send("agent_started", pid=pid)
+        return None
+
+    def ready(self) -> None:
+        """Tell the supervisor what was imported and whether forking is safe."""
+        import torch
+
+        self._control.send("ready", pid=os.getpid(), threads=num_threads(), torch=torch.__version__)
+
+    def _answer(self, message: dict[str, object]) -> Next | None:
+        op = message["op"]
+        if op == "spawn":
+            return self._spawn(message)
+        if op == "kill":
+            pid, sig = message["pid"], message["signal"]
+            assert isinstance(pid, int) and isinstance(sig, int)
+            self._kill(pid, sig)
+        elif op == "report":
+            self._control.send("agent_report", **{key: value for key, value in message.items() if key != "op"})
+        else:
+            raise AssertionError(f"unknown request {op!r}")
+        return None
+
+    def _spawn(self, message: dict[str, object]) -> Next | None:
+        job = worker_job(message)
+        server_pid = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._close()
+            die_with_parent(server_pid)
+
+            def run_worker() -> None:
+                from distrain.launcher import bootstrap
+
+                bootstrap.become(job)
+                bootstrap.run(job)
+
+            return run_worker
+        self._workers[pid] = job.rank
+        started = {"rank": job.rank, "local_rank": job.local_rank, "attempt": job.attempt, "pid": pid}
+        assert self._agent is not None
+        self._agent.send("spawned", **started)
+        self._control.send("worker_started", **started, stdout=job.stdout, stderr=job.stderr, error_file=job.error_file)
+        return None
+
+    def _kill(self, pid: int, sig: int) -> None:
+        """Signal a worker and its session. Only its parent can do so without hitting a later owner of the pid."""
+        if pid not in self._workers:
+            return
+        try:
+            os.killpg(pid, sig)
+        except ProcessLookupError:
+            os.kill(pid, sig)
+
+    def _collect(self) -> None:
+        while True:
+            try:
+                if not os.read(self._wake_read, 4096):
+                    break
+            except BlockingIOError:
+                break
+        for pid, code in reap():
+            ended = {"pid": pid, "exit_code": code, "monotonic_ns": time.monotonic_ns()}
+            if pid == self._agent_pid:
+                self._control.send("agent_exited", **ended)
+            elif pid in self._workers:
+                rank = self._workers.pop(pid)
+                self._control.send("worker_exited", rank=rank, **ended)
+                if self._agent is not None and not self._agent.closed:
+                    try:
+                        self._agent.send("exited", rank=rank, **ended)
+                    except OSError:
+                        self._agent.closed = True
+
+    def _close(self) -> None:
+        """In a child: let go of everything that is the server's."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+        self._selector.close()
+        self._control.close()
+        if self._agent is not None:
+            self._agent.close()
+
+
+
+def main(control_fd: int, supervisor_pid: int) -> None:
+    """Be the fork server; in a forked child, be that child.
+
+    Args:
+        control_fd: The open socket to the supervisor.
+        supervisor_pid: The process to die with.
+    """
+    die_with_parent(supervisor_pid)
+    server = _ForkServer(Channel(socket.socket(fileno=control_fd)))
+    server.preload(AGENT_PRELOAD)
+    child = server.start_agent()
+    if child is None:
+        server.preload(WORKER_PRELOAD)
+        server.ready()
+        child = server.serve()
+    del server
+    child()

@@ -1,0 +1,142 @@
+"""What the supervisor, the fork server and the agent say to each other: jobs, and JSON lines over a socket.
+
+    supervisor ──control──► fork server ──► agent        one Job each way down
+    supervisor ◄─control─── fork server ◄── agent        what happened, each way up
+
+Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+__all__ = ["AgentJob", "Channel", "WorkerJob"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerJob:
+    """One rank to start.
+
+    Args:
+        rank: Global rank.
+        local_rank: Rank on this node.
+        attempt: The round of workers it belongs to.
+        kind: `script`, `module` or `command`.
+        target: Path, module or executable.
+        args: The program's arguments.
+        command: The command line of an equal fresh process.
+        warm: Run in the forked interpreter; otherwise execute `command` in its place.
+        env: The whole environment.
+        stdout: File or terminal that standard output is appended to; "" leaves it as it is.
+        stderr: Likewise for standard error.
+        error_file: Where an uncaught exception is recorded; "" for nowhere.
+        threads: OpenMP threads.
+    """
+
+    rank: int
+    local_rank: int
+    attempt: int
+    kind: Literal["script", "module", "command"]
+    target: str
+    args: list[str]
+    command: list[str]
+    warm: bool
+    env: dict[str, str]
+    stdout: str
+    stderr: str
+    error_file: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentJob:
+    """Everything the agent of this node needs.
+
+    Args:
+        nproc: Number of local ranks.
+        max_restarts: As in `Plan`.
+        run_id: The run's name, torch's `TORCHELASTIC_RUN_ID`.
+        run_dir: The run directory, absolute.
+        first_attempt: The attempt to count from; more than 0 when the run directory was used before.
+        grace_s: Seconds between the first signal to a worker and SIGKILL.
+        kind: As in `WorkerJob`.
+        target: As in `WorkerJob`.
+        args: As in `WorkerJob`.
+        command: As in `WorkerJob`.
+        warm: As in `WorkerJob`.
+        threads: As in `WorkerJob`.
+        env: The environment shared by the workers.
+        terminals: Rank (as text) to the devices its standard output and error are written to.
+    """
+
+    nproc: int
+    max_restarts: int
+    run_id: str
+    run_dir: str
+    first_attempt: int
+    grace_s: int
+    kind: Literal["script", "module", "command"]
+    target: str
+    args: list[str]
+    command: list[str]
+    warm: bool
+    threads: int
+    env: dict[str, str]
+    terminals: dict[str, list[str]]
+
+
+class Channel:
+    """Messages over one end of a stream socket: dictionaries, a JSON line each.
+
+    Args:
+        sock: The connected socket; the channel owns it from now on.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._pending = b""
+        self.closed = False
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def send(self, op: str, **fields: Any) -> None:
+        """Send one message.
+
+        Args:
+            op: What it is about.
+            **fields: What it says; dataclasses are sent as dictionaries.
+
+        Raises:
+            OSError: The other end is gone.
+        """
+        body = {key: asdict(value) if hasattr(value, "__dataclass_fields__") else value for key, value in fields.items()}
+        self._sock.sendall(json.dumps({"op": op, **body}).encode() + b"\n")
+
+    def receive(self) -> list[dict[str, Any]]:
+        """Return the messages that have arrived, waiting for the first bytes; `closed` tells the end."""
+        try:
+            data = self._sock.recv(1 << 20)
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self.closed = True
+        *lines, self._pending = (self._pending + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+def worker_job(message: Mapping[str, Any]) -> WorkerJob:
+    """Return the job a `spawn` message carries."""
+    return WorkerJob(**message["job"])
+
+
+def agent_job(message: Mapping[str, Any]) -> AgentJob:
+    """Return the job a `start_agent` message carries."""
+    return AgentJob(**message["job"])

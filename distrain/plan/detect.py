@@ -1,0 +1,74 @@
+"""What this machine offers, found without torch: CPUs this process may use, accelerators it can see."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["available_cpus", "visible_cpus", "visible_gpus"]
+
+
+def visible_cpus() -> int:
+    """Return the number of CPUs this process may be scheduled on: the count torchrun means by `cpu`."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def available_cpus(root: Path = Path("/")) -> int:
+    """Return how many CPUs' worth of time this process gets, at least 1.
+
+    That is `visible_cpus()`, less when the control group has a quota, as a container with `--cpus 2` has.
+
+    Args:
+        root: Where `sys/fs/cgroup` and `proc/self/cgroup` are looked for.
+    """
+    quota = _cgroup_quota(root)
+    return max(1, min(visible_cpus(), int(quota))) if quota is not None else visible_cpus()
+
+
+def _cgroup_quota(root: Path) -> float | None:
+    """Return the tightest CPU quota from our control group (version 2) up to the root, in CPUs."""
+    base = root / "sys/fs/cgroup"
+    try:
+        entries = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    ours = next((line[3:] for line in entries if line.startswith("0::")), "/").strip("/")
+    quotas = []
+    group = base / ours
+    while True:
+        try:
+            limit, period = (group / "cpu.max").read_text().split()
+            if limit != "max":
+                quotas.append(int(limit) / int(period))
+        except (OSError, ValueError):
+            pass
+        if group == base or base not in group.parents:
+            break
+        group = group.parent
+    return min(quotas, default=None)
+
+
+def visible_gpus(environ: Mapping[str, str], root: Path = Path("/")) -> int:
+    """Return the number of NVIDIA GPUs a worker would see, without loading the driver.
+
+    The device nodes are counted, which inside a container are the GPUs handed to it, and
+    `CUDA_VISIBLE_DEVICES` is applied as CUDA does: the list counts up to its first invalid entry.
+
+    Args:
+        environ: The environment the workers will get.
+        root: Where `dev` is looked for.
+    """
+    nodes = [path for path in (root / "dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()]
+    chosen = environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None or not nodes:
+        return len(nodes)
+    seen: list[str] = []
+    for entry in (part.strip() for part in chosen.split(",")):
+        valid = int(entry) < len(nodes) if entry.isdigit() else entry.startswith(("GPU-", "MIG-"))
+        if not valid or entry in seen:
+            break
+        seen.append(entry)
+    return len(seen)

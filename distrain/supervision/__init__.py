@@ -1,0 +1,1 @@
+"""What the supervisor watches and does: output of the ranks, orphans, the failure report."""
