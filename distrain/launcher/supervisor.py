@@ -288,6 +288,8 @@ class _Supervisor:
             number = self._pending_signals.popleft()
             name = signal.Signals(number).name
             self._record.event("signal", {"signal": name})
+            if number == signal.SIGINT and sys.stderr.isatty():
+                self._console.break_line()  # the terminal has just echoed ^C
             if self._stopped_by is not None or self._agent_pid == 0:
                 self._over = True
             else:
@@ -320,14 +322,14 @@ class _Supervisor:
             status, code = "failed", exit_code_of(failure)
             with contextlib.suppress(OSError):
                 write_atomic(self._rundir.failure, json.dumps(report.to_json(failure), indent=2) + "\n")
-            self._console.write("stderr", (report.render(failure) + "\n").encode(errors="replace"))
+            self._console.say(report.render(failure))
             self._say(f"failed after {took} · exit code {code} · {where}")
         self._record.event("run_ended", {"status": status, "exit_code": code})
         self._record.update(status=status, exit_code=code, ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
         return code
 
     def _say(self, text: str) -> None:
-        self._console.write("stderr", f"distrain: {text}\n".encode(errors="replace"))
+        self._console.say(f"distrain: {text}")
 
 
 def _shown(path: Path) -> str:

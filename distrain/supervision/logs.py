@@ -37,6 +37,7 @@ class Console:
         self.prefixed = prefixed
         self._streams: dict[str, BinaryIO | None] = {"stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
         self._followed: list[_Followed] = []
+        self._line_open = False
 
     def follow(self, *, rank: int, stream: str, path: Path) -> None:
         """Show what is appended to `path` from its beginning on.
@@ -63,6 +64,14 @@ class Console:
             followed.close()
         self._followed.clear()
 
+    def break_line(self) -> None:
+        """Have what `say` writes next begin on a line of its own."""
+        self._line_open = True
+
+    def say(self, text: str) -> None:
+        """Write lines of the launcher's own to standard error, below an unfinished line of a rank."""
+        self.write("stderr", ("\n" * self._line_open + text + "\n").encode(errors="replace"))
+
     def write(self, stream: str, data: bytes) -> None:
         """Write to one of our streams; when nobody reads it any more, the run goes on without it."""
         target = self._streams[stream]
@@ -71,6 +80,7 @@ class Console:
         try:
             target.write(data)
             target.flush()
+            self._line_open = data[-1:] != b"\n"
         except BrokenPipeError:
             self._streams[stream] = None
             devnull = os.open(os.devnull, os.O_WRONLY)
