@@ -1,0 +1,35 @@
+"""The engine: a loop over data that fires events.
+
+`DeterministicEngine` needs torch and is loaded on first use; the rest imports the standard library only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from distrain.engine.engine import Engine
+from distrain.engine.events import CallableEventWithFilter, EventEnum, Events, EventsList
+from distrain.engine.handlers import RemovableEventHandle
+from distrain.engine.state import State
+
+if TYPE_CHECKING:
+    from distrain.engine.deterministic import DeterministicEngine
+
+__all__ = [
+    "CallableEventWithFilter",
+    "DeterministicEngine",
+    "Engine",
+    "EventEnum",
+    "Events",
+    "EventsList",
+    "RemovableEventHandle",
+    "State",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "DeterministicEngine":
+        from distrain.engine.deterministic import DeterministicEngine
+
+        return DeterministicEngine
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
