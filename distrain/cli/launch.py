@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from distrain.errors import UsageError, did_you_mean
 from distrain.plan import Program, resolve
@@ -21,17 +21,23 @@ class _Parser(argparse.ArgumentParser):
     """argparse, but a mistake is raised as ours, in one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. (distrain launch --help lists the options.)")
+        raise UsageError(f"{message}. distrain launch --help lists the options.")
 
 
-def _parser() -> _Parser:
+def _parser() -> tuple[_Parser, list[str]]:
+    """Return the parser and the options it knows."""
     parser = _Parser(
         prog="distrain launch",
         usage="distrain launch [options] script.py [args ...]\n       distrain launch [options] -m module [args ...]",
         description="Start one process per device of this machine and run the script in each.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
+    flags: list[str] = []
+
+    def add(*names: str, **options: Any) -> None:
+        flags.extend(name for name in names if name.startswith("--"))
+        parser.add_argument(*names, **options)
+
     add(
         *("--nproc", "--nproc-per-node", "--nproc_per_node"),
         metavar="N|auto|cpu|gpu",
@@ -60,7 +66,7 @@ def _parser() -> _Parser:
     )
     add("script", nargs="?", help=argparse.SUPPRESS)
     add("args", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    return parser
+    return parser, flags
 
 
 def main(argv: Sequence[str]) -> int:
@@ -75,14 +81,12 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UsageError: The command line, the script or the run directory cannot be used.
     """
-    parser = _parser()
+    parser, flags = _parser()
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         flag = unknown[0].partition("=")[0]
-        known = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
-        raise UsageError(
-            f"unknown option {flag}.{did_you_mean(flag, known) or ' (distrain launch --help lists the options.)'}"
-        )
+        hint = did_you_mean(flag, flags) or " distrain launch --help lists the options."
+        raise UsageError(f"unknown option {flag}.{hint}")
     if options.script is None:
         what = "module" if options.module else "command" if options.no_python else "script"
         raise UsageError(f"no {what} given. Usage: distrain launch [options] script.py [args ...]")

@@ -33,7 +33,7 @@ def main(job: AgentJob, channel: Channel) -> None:
     from torch.distributed.elastic.agent.server import local_elastic_agent
     from torch.distributed.elastic.multiprocessing.api import SignalException, _terminate_process_handler
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous.registry import handler_registry
+    from torch.distributed.elastic.rendezvous.api import rendezvous_handler_registry
     from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
     from distrain.launcher import rendezvous
@@ -41,7 +41,7 @@ def main(job: AgentJob, channel: Channel) -> None:
 
     for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(sig, _terminate_process_handler)
-    handler_registry.register(rendezvous.BACKEND, rendezvous.create)
+    rendezvous_handler_registry.register(rendezvous.BACKEND, rendezvous.create)
     logs = RunDirLogs(job)
     assert hasattr(local_elastic_agent, "start_processes"), "torch's elastic agent starts its workers another way now"
     local_elastic_agent.start_processes = starter(channel, job, logs)
@@ -66,7 +66,7 @@ def main(job: AgentJob, channel: Channel) -> None:
     except SignalException as error:
         channel.send("report", outcome="signalled", signal=int(error.sigval))
         raise SystemExit(128 + error.sigval) from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor must hear of it
         channel.send(
             "report", outcome="broken", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc()
         )

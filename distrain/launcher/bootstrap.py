@@ -8,17 +8,18 @@ runs at the bottom of the stack, and the interpreter ends by itself when it retu
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
 import pkgutil
-import runpy
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from importlib.machinery import SourceFileLoader, SourcelessFileLoader
 from pathlib import Path
+from runpy import _run_module_as_main  # type: ignore[attr-defined]  # what `python -m` itself runs
 from types import TracebackType
 
 from distrain.launcher.protocol import WorkerJob
@@ -41,7 +42,7 @@ def become(job: WorkerJob) -> None:
     os.environ.clear()
     os.environ.update(job.env)
     if not job.warm:
-        os.execvpe(job.command[0], job.command, job.env)
+        os.execvpe(job.command[0], job.command, job.env)  # noqa: S606 - no shell is wanted
     _renew_random_state()
     _set_threads(job)
     _set_title(job.command)
@@ -71,7 +72,7 @@ def _renew_random_state() -> None:
     if (numpy_random := sys.modules.get("numpy.random")) is not None:
         numpy_random.seed()
     multiprocessing.current_process().authkey = os.urandom(32)
-    tempfile._name_sequence = None  # type: ignore[attr-defined]
+    tempfile._name_sequence = None  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
 
 
 def _set_threads(job: WorkerJob) -> None:
@@ -135,11 +136,11 @@ def _prepare(job: WorkerJob) -> Callable[[], object]:
         sys.argv[0] = "-m"
         if not safe_path:
             sys.path.insert(0, os.getcwd())
-        return lambda: runpy._run_module_as_main(job.target)  # type: ignore[attr-defined]
+        return functools.partial(_run_module_as_main, job.target)
     path = _absolute(job.target)
     if pkgutil.get_importer(path) is not None:  # a folder or an archive with a __main__.py
         sys.path.insert(0, path)
-        return lambda: runpy._run_module_as_main("__main__", False)  # type: ignore[attr-defined]
+        return functools.partial(_run_module_as_main, "__main__", alter_argv=False)
     if not safe_path:
         sys.path.insert(0, os.path.dirname(os.path.realpath(path)))
     sourceless = path.endswith(".pyc")
@@ -153,7 +154,7 @@ def _prepare(job: WorkerJob) -> Callable[[], object]:
         else:
             with io.open_code(path) as file:
                 code = compile(file.read(), path, "exec", dont_inherit=True)
-        exec(code, main)
+        exec(code, main)  # noqa: S102 - running the program is what we are for
 
     return run_script
 

@@ -17,7 +17,6 @@ import os
 import selectors
 import signal
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -77,7 +76,7 @@ class _ForkServer:
         for name in modules:
             try:
                 importlib.import_module(name)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001, PERF203 - an import may raise anything, and is slow anyway
                 self._control.send(
                     "preload_failed",
                     module=name,
@@ -149,7 +148,8 @@ class _ForkServer:
             return self._spawn(message)
         if op == "kill":
             pid, sig = message["pid"], message["signal"]
-            assert isinstance(pid, int) and isinstance(sig, int)
+            assert isinstance(pid, int)
+            assert isinstance(sig, int)
             self._kill(pid, sig)
         elif op == "report":
             self._control.send("agent_report", **{key: value for key, value in message.items() if key != "op"})
@@ -218,7 +218,6 @@ class _ForkServer:
         self._control.close()
         if self._agent is not None:
             self._agent.close()
-
 
 
 def main(control_fd: int, supervisor_pid: int) -> None:

@@ -114,7 +114,9 @@ class Channel:
         Raises:
             OSError: The other end is gone.
         """
-        body = {key: asdict(value) if hasattr(value, "__dataclass_fields__") else value for key, value in fields.items()}
+        body = {
+            key: asdict(value) if hasattr(value, "__dataclass_fields__") else value for key, value in fields.items()
+        }
         self._sock.sendall(json.dumps({"op": op, **body}).encode() + b"\n")
 
     def receive(self) -> list[dict[str, Any]]:

@@ -76,7 +76,7 @@ class WarmWorkers(PContext):
     def __init__(
         self, channel: Channel, job: AgentJob, *, logs: RunDirLogs, name: str, envs: dict[int, dict[str, str]]
     ) -> None:
-        super().__init__(name, job.target, {rank: () for rank in envs}, envs, logs)
+        super().__init__(name, job.target, dict.fromkeys(envs, ()), envs, logs)
         self._channel = channel
         self._job = job
         self._attempt = logs.attempt

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Exit", "Failure", "find_root_cause", "describe", "render", "summary", "to_json"]
+__all__ = ["Exit", "Failure", "describe", "find_root_cause", "render", "summary", "to_json"]
 
 _LOG_LINES = 20
 
@@ -88,11 +88,19 @@ def describe(exit_code: int, exception: Mapping[str, Any] | None) -> tuple[str, 
         exception: What `bootstrap` recorded of its uncaught exception, if it had one.
     """
     if exit_code < 0:
-        name = signal.Signals(-exit_code).name if -exit_code in iter(signal.Signals) else f"signal {-exit_code}"
+        name = signal_name(-exit_code)
         return name, _SIGNALS.get(name, "ended by this signal")
     if exception is not None:
         return str(exception["type"]), str(exception["message"]).strip().split("\n", 1)[0]
     return f"exit code {exit_code}", "the program ended itself with this code"
+
+
+def signal_name(number: int) -> str:
+    """Return `SIGTERM` for 15; real-time signals have only their number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 _SIGNALS = {

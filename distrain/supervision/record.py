@@ -10,7 +10,6 @@ import re
 import socket
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from distrain.errors import RunDirError
