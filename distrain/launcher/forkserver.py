@@ -20,6 +20,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 
 from distrain.launcher.protocol import Channel, agent_job, worker_job
 from distrain.supervision.reaping import die_with_parent, reap
@@ -62,6 +63,7 @@ class _ForkServer:
         self._agent: Channel | None = None
         self._agent_pid = 0
         self._workers: dict[int, int] = {}
+        self._single_threaded = False
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -137,10 +139,12 @@ class _ForkServer:
         return None
 
     def ready(self) -> None:
-        """Tell the supervisor what was imported and whether forking is safe."""
+        """Tell the supervisor what was imported and whether a child may go on without `exec`."""
         import torch
 
-        self._control.send("ready", pid=os.getpid(), threads=num_threads(), torch=torch.__version__)
+        threads = num_threads()
+        self._single_threaded = threads == 1
+        self._control.send("ready", pid=os.getpid(), threads=threads, torch=torch.__version__)
 
     def _answer(self, message: dict[str, object]) -> Next | None:
         op = message["op"]
@@ -159,6 +163,7 @@ class _ForkServer:
 
     def _spawn(self, message: dict[str, object]) -> Next | None:
         job = worker_job(message)
+        job = replace(job, warm=job.warm and self._single_threaded)
         server_pid = os.getpid()
         pid = os.fork()
         if pid == 0:

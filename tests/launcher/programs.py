@@ -1,0 +1,88 @@
+"""Small programs for the launch tests, each the text of a script."""
+
+from __future__ import annotations
+
+TRAIN = """\
+import os, sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = DistributedDataParallel(torch.nn.Linear(4, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(3):
+    loss = model(torch.full((2, 4), float(dist.get_rank() + 1))).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+print("weights", [round(value, 6) for value in model.module.weight.flatten().tolist()])
+print("rank", dist.get_rank(), "of", dist.get_world_size(), file=sys.stderr)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+FAIL_ON_RANK_1 = """\
+import os
+import torch.distributed as dist
+
+def deep():
+    raise KeyError("the missing piece")
+
+dist.init_process_group("gloo")
+dist.barrier()
+if os.environ["RANK"] == "1":
+    deep()
+dist.barrier()
+"""
+
+KILL_ONE_RANK_UNTIL_THE_LAST_ATTEMPT = """\
+import os, signal, sys
+import torch
+import torch.distributed as dist
+
+attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+dist.init_process_group("gloo")
+total = torch.ones(1)
+dist.all_reduce(total)
+print("attempt", attempt, "sum", int(total), flush=True)
+if attempt < int(sys.argv[1]) and dist.get_rank() == attempt % dist.get_world_size():
+    os.kill(os.getpid(), signal.SIGKILL)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+WAIT_FOR_SIGNALS = """\
+import os, signal, sys
+
+def end(number, frame):
+    print("got", signal.Signals(number).name, flush=True)
+    sys.exit(0)
+
+for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(sig, end)
+print("waiting", flush=True)
+while True:
+    signal.pause()
+"""
+
+DEAF = """\
+import signal
+
+for sig in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(sig, signal.SIG_IGN)
+print("waiting", flush=True)
+while True:
+    signal.pause()
+"""
+
+WITH_A_CHILD = """\
+import os, subprocess, sys
+
+child = subprocess.Popen(["sleep", "1000"])
+print("waiting", child.pid, flush=True)
+if len(sys.argv) > 1:
+    sys.exit(0)
+child.wait()
+"""
