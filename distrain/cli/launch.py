@@ -34,21 +34,25 @@ def _parser() -> tuple[_Parser, list[str]]:
     )
     flags: list[str] = []
 
-    def add(*names: str, **options: Any) -> None:
+    def add(*names: str, aliases: tuple[str, ...] = (), **options: Any) -> None:
         flags.extend(name for name in names if name.startswith("--"))
-        parser.add_argument(*names, **options)
+        action = parser.add_argument(*names, **options)
+        if aliases:  # torchrun's spellings, which the help need not repeat
+            parser.add_argument(*aliases, dest=action.dest, **{**options, "help": argparse.SUPPRESS})
 
     add(
-        *("--nproc", "--nproc-per-node", "--nproc_per_node"),
+        "--nproc",
         metavar="N|auto|cpu|gpu",
+        aliases=("--nproc-per-node", "--nproc_per_node"),
         help="processes to start; default: one per visible accelerator, one without",
     )
     add("--device", metavar="auto|cpu|cuda|xla", help="what the processes compute on; default: auto")
     add("--run-dir", metavar="DIR", help="where logs and checkpoints go; used again, the run goes on there")
     add("--name", metavar="NAME", help="the run's name, part of a new run directory's; default: the script's")
     add(
-        *("--max-restarts", "--max_restarts"),
+        "--max-restarts",
         metavar="N",
+        aliases=("--max_restarts",),
         help="how often a failed group of processes is started again; default: 0",
     )
     add("--log-ranks", metavar="0|all|0,3", help="ranks whose output is shown; all is on disk; default: 0")
@@ -60,8 +64,9 @@ def _parser() -> tuple[_Parser, list[str]]:
     )
     add("-m", "--module", action="store_true", help="the script is a module's name, as for python -m")
     add(
-        *("--no-python", "--no_python"),
+        "--no-python",
         action="store_true",
+        aliases=("--no_python",),
         help="the script is any command, started as it is",
     )
     add("script", nargs="?", help=argparse.SUPPRESS)

@@ -31,11 +31,16 @@ class Console:
 
     Args:
         prefixed: Whether each line begins with the rank it came from; needed when several ranks are shown.
+        stdout: Our standard output; None takes the process's.
+        stderr: Likewise standard error.
     """
 
-    def __init__(self, *, prefixed: bool) -> None:
+    def __init__(self, *, prefixed: bool, stdout: BinaryIO | None = None, stderr: BinaryIO | None = None) -> None:
         self.prefixed = prefixed
-        self._streams: dict[str, BinaryIO | None] = {"stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
+        self._streams: dict[str, BinaryIO | None] = {
+            "stdout": stdout or sys.stdout.buffer,
+            "stderr": stderr or sys.stderr.buffer,
+        }
         self._followed: list[_Followed] = []
         self._line_open = False
 

@@ -227,7 +227,9 @@ def test_nobody_reading_our_output_does_not_end_the_training(tmp_path, script):
     program = script("for i in range(20000): print('line', i, flush=True)")
     line = " ".join([*command("--run-dir", "run", program), "| head -1"])
     whole = {key: value for key, value in {**os.environ, **environment()}.items() if value is not None}
-    shell = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=whole, capture_output=True, text=True, timeout=60)
+    shell = subprocess.run(
+        ["sh", "-c", line], cwd=tmp_path, env=whole, capture_output=True, text=True, timeout=60, check=True
+    )
     assert shell.stdout == "line 0\n"
     assert "Traceback" not in shell.stderr
     wait_until(lambda: events(tmp_path / "run", "run_ended"), 30)

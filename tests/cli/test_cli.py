@@ -1,0 +1,87 @@
+"""The command line: what it prints and how it answers mistakes, without starting anything."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from distrain.cli import main
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_our_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    (tmp_path / "train.py").write_text("print(1)")
+
+
+def answer(capsys, *argv: str) -> tuple[int, str, str]:
+    code = main(argv)
+    return code, *capsys.readouterr()
+
+
+def test_help(capsys, golden):
+    code, out, _ = answer(capsys, "--help")
+    assert code == 0
+    golden("help.txt", out)
+
+
+def test_help_of_launch(capsys, golden):
+    with pytest.raises(SystemExit) as ended:
+        main(["launch", "--help"])
+    assert ended.value.code == 0
+    golden("help-launch.txt", capsys.readouterr().out)
+
+
+def test_version(capsys):
+    assert answer(capsys, "--version")[:2] == (0, "distrain 0.1.0\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["lanch"], "unknown command 'lanch'; valid commands are launch. Did you mean launch?"),
+        (["train.py"], "Did you mean distrain launch train.py?"),
+        (["--nproc", "2"], "unknown option '--nproc'"),
+        (["launch"], "no script given"),
+        (["launch", "-m"], "no module given"),
+        (["launch", "--nproc"], "expected one argument"),
+        (["launch", "--nprocs", "2", "train.py"], "unknown option --nprocs. Did you mean --nproc?"),
+        (["launch", "--max-restart-count=2", "train.py"], "unknown option --max-restart-count. Did you mean"),
+        (["launch", "--zzz", "train.py"], "unknown option --zzz. distrain launch --help lists the options."),
+        (["launch", "--nproc", "0", "train.py"], "--nproc: got '0'"),
+        (["launch", "trian.py"], "script 'trian.py' does not exist"),
+        (["launch", "-m", "--no-python", "pkg"], "-m and --no-python exclude each other"),
+        (["launch", "--run-dir", "train.py/run", "train.py"], "cannot be used: Not a directory. Give a folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(capsys, argv, said):
+    code, out, err = answer(capsys, *argv)
+    assert (code, out) == (2, "")
+    assert err.startswith("distrain")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_no_command_at_all_shows_the_help(capsys):
+    code, out, _ = answer(capsys)
+    assert code == 2
+    assert out.startswith("usage: distrain")
+
+
+def test_a_script_that_does_not_parse_is_shown_as_python_shows_it(capsys, tmp_path):
+    (tmp_path / "train.py").write_text("def f(:\n    pass\n")
+    code, out, err = answer(capsys, "launch", "train.py")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[0] == f'  File "{tmp_path}/train.py", line 1'
+    assert "SyntaxError" in err.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_run_directory(capsys, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o555)
+    code, _, err = answer(capsys, "launch", "--run-dir", "locked/run", "train.py")
+    assert code == 2
+    assert "Permission denied" in err

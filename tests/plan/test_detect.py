@@ -1,0 +1,73 @@
+"""CPUs and GPUs, counted from files."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from distrain.plan import detect
+
+
+def machine(root, *, gpus=0, group="", limits=None):
+    (root / "dev").mkdir()
+    for name in [*(f"nvidia{i}" for i in range(gpus)), "nvidiactl", "nvidia-uvm"]:
+        (root / "dev" / name).touch()
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(f"0::/{group}\n")
+    for path, limit in (limits or {}).items():
+        folder = root / "sys/fs/cgroup" / path
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cpu.max").write_text(limit + "\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        (None, 4),
+        ("", 0),
+        ("0,2", 2),
+        ("-1", 0),
+        ("1,-1,2", 1),
+        ("0,9,1", 1),
+        ("2, 3", 2),
+        ("1,1", 1),
+        ("GPU-8d9f,GPU-77aa", 2),
+        ("MIG-1234", 1),
+        ("none", 0),
+    ],
+)
+def test_cuda_visible_devices_is_read_as_cuda_reads_it(tmp_path, chosen, expected):
+    environ = {} if chosen is None else {"CUDA_VISIBLE_DEVICES": chosen}
+    assert detect.visible_gpus(environ, machine(tmp_path, gpus=4)) == expected
+
+
+def test_a_machine_without_gpus_has_none_whatever_the_variable_says(tmp_path):
+    assert detect.visible_gpus({"CUDA_VISIBLE_DEVICES": "GPU-8d9f"}, machine(tmp_path)) == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, 8),
+        ({"a": "max 100000"}, 8),
+        ({"a/b": "250000 100000"}, 2),
+        ({"a": "300000 100000", "a/b": "max 100000"}, 3),
+        ({"a": "300000 100000", "a/b": "600000 100000"}, 3),
+        ({"a/b": "50000 100000"}, 1),
+        ({"other": "100000 100000"}, 8),
+    ],
+)
+def test_a_container_s_quota_limits_the_cpus(tmp_path, monkeypatch, limits, expected):
+    monkeypatch.setattr(detect, "visible_cpus", lambda: 8)
+    assert detect.available_cpus(machine(tmp_path, group="a/b", limits=limits)) == expected
+
+
+def test_affinity_limits_the_cpus():
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert detect.visible_cpus() == detect.available_cpus() == 1
+    finally:
+        os.sched_setaffinity(0, before)

@@ -1,0 +1,52 @@
+"""Ownership of a run directory."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from distrain.errors import RunDirError
+from distrain.rundir import RunDir
+from distrain.supervision.record import RunRecord
+
+
+def test_a_record_is_written_step_by_step(tmp_path):
+    rundir = RunDir(root=tmp_path / "a" / "run")
+    record = RunRecord(rundir)
+    record.update(status="running")
+    record.event("run_started", {"x": 1})
+    record.update(status="succeeded")
+    record.close()
+    assert json.loads(rundir.run_json.read_text()) == {"status": "succeeded"}
+    (event,) = map(json.loads, rundir.events.read_text().splitlines())
+    assert event["event"] == "run_started"
+    assert event["x"] == 1
+    assert event["time"] > 1.7e9
+
+
+def test_a_live_owner_is_named_and_keeps_the_directory(tmp_path):
+    first = RunRecord(RunDir(root=tmp_path))
+    try:
+        with pytest.raises(RunDirError, match=r"belongs to a run that is still going \(pid \d+ on "):
+            RunRecord(RunDir(root=tmp_path))
+    finally:
+        first.close()
+    RunRecord(RunDir(root=tmp_path)).close()
+
+
+def test_a_path_that_cannot_be_a_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirError, match=r"Not a directory.*--run-dir"):
+        RunRecord(RunDir(root=tmp_path / "file" / "run"))
+
+
+def test_attempts_are_numbered_on(tmp_path):
+    rundir = RunDir(root=tmp_path)
+    record = RunRecord(rundir)
+    assert record.first_free_attempt() == 0
+    rundir.rank_dir(0, 0).mkdir(parents=True)
+    rundir.rank_dir(11, 3).mkdir(parents=True)
+    (tmp_path / "attempt-x").mkdir()
+    assert record.first_free_attempt() == 12
+    record.close()
