@@ -44,6 +44,12 @@ from distrain.engine.state import State
 
 __all__ = ["Engine"]
 
+# A member of an enum costs a function call at each access in Python before 3.12; these are read in every iteration.
+_GET_BATCH_STARTED = Events.GET_BATCH_STARTED
+_GET_BATCH_COMPLETED = Events.GET_BATCH_COMPLETED
+_ITERATION_STARTED = Events.ITERATION_STARTED
+_ITERATION_COMPLETED = Events.ITERATION_COMPLETED
+
 
 class _TerminateRun(Exception):  # noqa: N818  # a turn in the loop, not an error
     pass
@@ -60,12 +66,13 @@ class _Signal:
         self._slot = f"_{name}"
 
     def __get__(self, engine: Engine, owner: type | None = None) -> bool | str:
-        value: bool | str = engine.__dict__[self._slot]
+        value: bool | str = getattr(engine, self._slot)
         return value
 
     def __set__(self, engine: Engine, value: bool | str) -> None:  # noqa: FBT001  # a descriptor's signature
-        engine.__dict__[self._slot] = value
-        engine.__dict__["_signalled"] |= bool(value)
+        setattr(engine, self._slot, value)
+        if value:
+            engine._signalled = True  # noqa: SLF001  # it is a part of the engine
 
 
 class Engine(EventSource):
@@ -474,7 +481,7 @@ class Engine(EventSource):
         table, process = self._event_handlers, self._process_function
         is_overridden = type(self)._fire_event is not EventSource._fire_event  # noqa: SLF001  # our own base class
         is_watched = is_overridden or self.logger.isEnabledFor(logging.DEBUG)
-        fire = self._fire_event if is_watched else self._fire_plainly
+        fire = self._fire_watched if is_watched else self._fire_plainly
         count, self._init_iter = self._init_iter or 0, None
         is_restarted = False
         try:
@@ -483,10 +490,10 @@ class Engine(EventSource):
                 state.batch = None
                 has_data = state.dataloader is not None
                 if has_data and not is_restarted:
-                    if is_watched or table["GET_BATCH_STARTED"]:
-                        fire(Events.GET_BATCH_STARTED)
+                    if (entries := table["GET_BATCH_STARTED"]) or is_watched:
+                        fire(_GET_BATCH_STARTED, entries)
                     else:
-                        self.last_event_name = Events.GET_BATCH_STARTED
+                        self.last_event_name = _GET_BATCH_STARTED
                     if self._signalled:
                         yield from self._obey_signals()
                 try:
@@ -499,34 +506,34 @@ class Engine(EventSource):
                         self._warn_of_missing_data()
                         return
                     if has_data:
-                        fire(Events.DATALOADER_STOP_ITERATION)
+                        self._fire_event(Events.DATALOADER_STOP_ITERATION)
                         yield from self._obey_signals()
                     self._setup_dataloader_iter()
                     is_restarted = True
                     continue
                 state.output = None
                 if has_data:
-                    if is_watched or table["GET_BATCH_COMPLETED"]:
-                        fire(Events.GET_BATCH_COMPLETED)
+                    if (entries := table["GET_BATCH_COMPLETED"]) or is_watched:
+                        fire(_GET_BATCH_COMPLETED, entries)
                     else:
-                        self.last_event_name = Events.GET_BATCH_COMPLETED
+                        self.last_event_name = _GET_BATCH_COMPLETED
                     if self._signalled:
                         yield from self._obey_signals()
                 count += 1
                 is_restarted = False
 
                 state.iteration += 1
-                if is_watched or table["ITERATION_STARTED"]:
-                    fire(Events.ITERATION_STARTED)
+                if (entries := table["ITERATION_STARTED"]) or is_watched:
+                    fire(_ITERATION_STARTED, entries)
                 else:
-                    self.last_event_name = Events.ITERATION_STARTED
+                    self.last_event_name = _ITERATION_STARTED
                 if self._signalled:
                     yield from self._obey_signals()
                 state.output = process(self, state.batch)
-                if is_watched or table["ITERATION_COMPLETED"]:
-                    fire(Events.ITERATION_COMPLETED)
+                if (entries := table["ITERATION_COMPLETED"]) or is_watched:
+                    fire(_ITERATION_COMPLETED, entries)
                 else:
-                    self.last_event_name = Events.ITERATION_COMPLETED
+                    self.last_event_name = _ITERATION_COMPLETED
                 if self._signalled:
                     yield from self._obey_signals()
 

@@ -54,16 +54,17 @@ class FilteredHandler:
         self._engine = weakref.ref(engine)
         self._parent = lambda: handler
 
-    def admits(self, engine: EventSource) -> bool:
-        """Say whether the handler runs at this occurrence of its event."""
+    def find_attribute(self) -> str:
+        """Return the attribute of the state that counts the event; it may be registered after the handler."""
         if self.attribute is None:
-            engine.state.get_event_attrib_value(self.event)
-            self.attribute = State.event_to_attr[self.event]
-        return bool(self.event_filter(engine, getattr(engine.state, self.attribute)))
+            self.attribute = State.attribute_of(self.event)
+        return self.attribute
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         engine = self._engine()
-        return self.handler(*args, **kwargs) if engine is not None and self.admits(engine) else None
+        if engine is None or not self.event_filter(engine, getattr(engine.state, self.find_attribute())):
+            return None
+        return self.handler(*args, **kwargs)
 
 
 class EventSource:
@@ -228,13 +229,17 @@ class EventSource:
             first, rest = _resolve(args)
             handler(*first, *event_args, *rest, **kwargs, **event_kwargs)
 
-    def _fire_plainly(self, event: Events) -> None:
+    def _fire_watched(self, event: Events, entries: list[Entry]) -> None:  # noqa: ARG002  # as _fire_plainly
+        self._fire_event(event)
+
+    def _fire_plainly(self, event: Events, entries: list[Entry]) -> None:
         """Fire an event that carries nothing, without the debug log: what a run calls in its iterations."""
         self.last_event_name = event
-        for attached, args, kwargs in self._event_handlers[event._name_]:
+        for attached, args, kwargs in entries:
             handler = attached
             if type(attached) is FilteredHandler:
-                if not attached.admits(self):
+                attribute = attached.attribute or attached.find_attribute()
+                if not attached.event_filter(self, getattr(self.state, attribute)):
                     continue
                 handler = attached.handler
             first, rest = _resolve(args)

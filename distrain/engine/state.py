@@ -45,6 +45,7 @@ class State:
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
     def __init__(self, **kwargs: Any) -> None:
         self.iteration = 0
@@ -67,8 +68,9 @@ class State:
             if not hasattr(self, attribute):
                 setattr(self, attribute, 0)
 
-    def get_event_attrib_value(self, event_name: Any) -> int:
-        """Return the counter of an event.
+    @staticmethod
+    def attribute_of(event_name: Any) -> str:
+        """Return the name of the attribute that counts an event.
 
         Args:
             event_name: The event, with or without a filter.
@@ -76,13 +78,16 @@ class State:
         Raises:
             RuntimeError: No attribute belongs to the event; `register_events(..., event_to_attr=...)` gives it one.
         """
-        attribute = State.event_to_attr.get(event_name)
-        if attribute is None:
+        if event_name not in State.event_to_attr:
             raise RuntimeError(
                 f"Unknown event name '{event_name}': no attribute of the state counts it. "
                 "Give it one by register_events(..., event_to_attr={event: attribute})."
             )
-        counter: int = getattr(self, attribute)
+        return State.event_to_attr[event_name]
+
+    def get_event_attrib_value(self, event_name: Any) -> int:
+        """Return the counter of an event: its attribute's value. Arguments and errors as in `attribute_of`."""
+        counter: int = getattr(self, self.attribute_of(event_name))
         return counter
 
     def __repr__(self) -> str:
