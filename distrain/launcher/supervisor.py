@@ -105,6 +105,9 @@ class _Supervisor:
         if self._terminal:
             self._terminal.close()
         self._console.finish()
+        for trouble in (self._record.trouble, self._terminal.trouble if self._terminal else ""):
+            if trouble:
+                self._say(f"warning: {trouble}")
         if stuck:
             self._say(f"these processes do not end, the kernel holds them: {', '.join(map(str, stuck))}")
         return self._conclude()
@@ -265,7 +268,8 @@ class _Supervisor:
         """Take the signals over; yield a descriptor that becomes readable when one has come."""
         read_fd, write_fd = os.pipe()
         os.set_blocking(write_fd, False)
-        before = {sig: signal.signal(sig, self._on_signal) for sig in (*_FORWARDED, signal.SIGWINCH)}
+        ours = [sig for sig in (*_FORWARDED, signal.SIGWINCH) if signal.getsignal(sig) != signal.SIG_IGN]  # nohup
+        before = {sig: signal.signal(sig, self._on_signal) for sig in ours}
         previous_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
         try:
             yield read_fd

@@ -137,6 +137,7 @@ class PseudoTerminal:
         self._masters: dict[int, str] = {}
         self._slaves: list[int] = []
         self._files: dict[str, BinaryIO] = {}
+        self.trouble = ""
         self.names: list[str] = []
         for stream in ("stdout", "stderr"):
             master, slave = pty.openpty()
@@ -174,9 +175,16 @@ class PseudoTerminal:
                     break
                 if not data:
                     break
-                if stream in self._files:
-                    self._files[stream].write(data)
                 self._console.write(stream, data)
+                if stream in self._files:
+                    self._keep(stream, data)
+
+    def _keep(self, stream: str, data: bytes) -> None:
+        file = self._files[stream]
+        try:
+            file.write(data)
+        except OSError as error:
+            self.trouble = f"{file.name} is incomplete: {error.strerror}"
 
     def resize(self) -> None:
         """Take over the size of the screen."""

@@ -51,6 +51,7 @@ class RunRecord:
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
         self._events = rundir.events.open("a", encoding="utf-8")
+        self.trouble = ""
 
     def first_free_attempt(self) -> int:
         """Return the number the next attempt gets: more than 0 when the directory was used before."""
@@ -58,15 +59,21 @@ class RunRecord:
         return max((int(match[1]) + 1 for match in used if match), default=0)
 
     def update(self, **fields: Any) -> None:
-        """Set fields of run.json and write it."""
+        """Set fields of run.json and write it. A failure to write ends no run; `trouble` tells it."""
         self._content.update(fields)
-        write_atomic(self.rundir.run_json, json.dumps(self._content, indent=2, default=str) + "\n")
+        try:
+            write_atomic(self.rundir.run_json, json.dumps(self._content, indent=2, default=str) + "\n")
+        except OSError as error:
+            self.trouble = f"{self.rundir.run_json} could not be written: {error.strerror}"
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
         """Append one event, stamped with the wall clock (seconds) and the monotonic clock (nanoseconds)."""
         stamp = {"time": round(time.time(), 6), "monotonic_ns": time.monotonic_ns(), "event": name}
-        self._events.write(json.dumps({**stamp, **fields}) + "\n")
-        self._events.flush()
+        try:
+            self._events.write(json.dumps({**stamp, **fields}) + "\n")
+            self._events.flush()
+        except OSError as error:
+            self.trouble = f"{self.rundir.events} could not be written: {error.strerror}"
 
     def close(self) -> None:
         """Give the directory up."""

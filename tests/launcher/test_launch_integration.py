@@ -161,6 +161,16 @@ def test_a_signal_reaches_every_rank_and_ends_the_run(tmp_path, script, sig, cod
         assert json.loads((live.run_dir / "run.json").read_text())["status"] == "interrupted"
 
 
+def test_under_nohup_the_run_outlives_the_terminal(tmp_path, script):
+    text = "import os, time\nprint('waiting', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.02)\n"
+    with launching(script(text), cwd=tmp_path, before=["nohup"]) as live:
+        live.wait_for_output("waiting")
+        live.process.send_signal(signal.SIGHUP)
+        (tmp_path / "go").touch()
+        assert live.end()[0] == 0
+        assert events(live.run_dir, "signal") == []
+
+
 def test_a_second_interrupt_ends_ranks_that_do_not_listen(tmp_path, script):
     with launching("--nproc", "2", script(programs.DEAF), cwd=tmp_path) as live:
         for rank in (0, 1):

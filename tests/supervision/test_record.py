@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -23,6 +24,16 @@ def test_a_record_is_written_step_by_step(tmp_path):
     assert event["event"] == "run_started"
     assert event["x"] == 1
     assert event["time"] > 1.7e9
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk without room")
+def test_a_disk_without_room_ends_no_run(tmp_path):
+    rundir = RunDir(root=tmp_path)
+    rundir.events.symlink_to("/dev/full")
+    record = RunRecord(rundir)
+    record.event("run_started", {})
+    assert record.trouble == f"{rundir.events} could not be written: No space left on device"
+    record.close()
 
 
 def test_a_live_owner_is_named_and_keeps_the_directory(tmp_path):

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -88,13 +88,25 @@ class Live:
 
 
 @contextlib.contextmanager
-def launching(*args: str | os.PathLike[str], cwd: Path, env: Mapping[str, str | None] | None = None) -> Iterator[Live]:
-    """Start `distrain launch --run-dir cwd/run` with `args`; whatever is left of it afterwards is killed."""
+def launching(
+    *args: str | os.PathLike[str],
+    cwd: Path,
+    env: Mapping[str, str | None] | None = None,
+    before: Sequence[str] = (),
+) -> Iterator[Live]:
+    """Start `distrain launch --run-dir cwd/run` with `args`; whatever is left of it afterwards is killed.
+
+    Args:
+        *args: Options, script and its arguments.
+        cwd: Where it runs.
+        env: Changes to this process's environment.
+        before: A command that starts it, such as `nohup`.
+    """
     whole = {key: value for key, value in {**os.environ, **environment(env)}.items() if value is not None}
     run_dir = cwd / "run"
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = subprocess.Popen(
-            command("--run-dir", run_dir, *args),
+            [*before, *command("--run-dir", run_dir, *args)],
             cwd=cwd,
             env=whole,
             stdin=subprocess.DEVNULL,
