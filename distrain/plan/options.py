@@ -185,6 +185,11 @@ def _flag_or(flag: str, got: str | None, default: str | None) -> Setting:
 def _device(got: str | None, gpus: int) -> Setting:
     if got not in (None, *DEVICES):
         raise UsageError(f"--device: got {got!r}; valid are {', '.join(DEVICES)}.{did_you_mean(got, DEVICES)}")
+    if got == "xla":
+        raise UsageError(
+            "--device xla: this version cannot launch on XLA devices yet; valid now are auto, cpu, cuda. "
+            "Start the script itself where one device is enough: PJRT_DEVICE=TPU python train.py"
+        )
     if got in (None, "auto"):
         found = f"{gpus} visible GPU{'s' * (gpus != 1)}"
         return Setting(value="cuda" if gpus else "cpu", origin="detected", detail=found)
