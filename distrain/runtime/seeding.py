@@ -1,0 +1,33 @@
+"""One seed for every random generator of this process."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+__all__ = ["seed_everything"]
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators, the latter on all devices.
+
+    Every rank gets the same seed: splits of the data must agree, and weights made before DDP's broadcast are the
+    same anyway. What must differ between ranks, such as which samples a rank sees, differs by the sampler.
+    Workers of a DataLoader get seeds of their own from torch.
+
+    Args:
+        seed: From 0 to 2**32 - 1, the range NumPy takes.
+
+    Raises:
+        ValueError: The seed is out of range.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}; it must be from 0 to {2**32 - 1}, the range that NumPy's generator takes.")
+    random.seed(seed)
+    torch.manual_seed(seed)
+    try:
+        import numpy as np
+    except ImportError:
+        return
+    np.random.seed(seed)  # users' transforms draw from the global generator

@@ -1,0 +1,335 @@
+"""Saving a run and going on with it.
+
+    <run directory>/checkpoints/step-00000100/state.pt     everything, by torch.save; tensors and plain values only
+                                              meta.json    number, step, epoch, world size: for people and for the order
+
+Rank 0 writes. A checkpoint is drafted in a hidden directory beside the others, forced to disk and renamed, so its name
+stands for a whole one at any moment. Which one is the newest is said by `number`, which counts checkpoints: when a run
+goes on with another world size an epoch has fewer or more steps, and steps alone would not be in order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from distrain.engine import Engine, Events
+from distrain.errors import CheckpointError
+from distrain.rundir import RunDir, step_of
+from distrain.runtime import current_world, from_main, gather_on_main, rank_and_size
+from distrain.training.checks import positive_int
+from distrain.training.random_state import random_state, set_random_state
+from distrain.training.wrapping import unwrap
+
+__all__ = ["Checkpointer"]
+
+STATE, META = "state.pt", "meta.json"
+DRAFT, DAMAGED = ".draft-", "damaged-"
+FORMAT = 1
+RESERVED = ("trainer", "scaler")
+
+
+class Checkpointer:
+    """Saves a trainer and what belongs to it, keeps the newest, and goes on from there when started again.
+
+    A checkpoint is taken after every `every` iterations and at the end of the run; one that falls on the end of an
+    epoch is taken once the epoch's handlers that were attached before have run.
+
+    Args:
+        every: Iterations between two checkpoints; None for one at the end of each epoch.
+        keep: How many to keep, the newest.
+        directory: Where; `checkpoints` in the run directory of `distrain.init()` by default.
+
+    Raises:
+        ValueError: A number is not positive.
+    """
+
+    def __init__(
+        self, every: int | None = None, *, keep: int = 3, directory: str | os.PathLike[str] | None = None
+    ) -> None:
+        self.every = None if every is None else positive_int("every", every)
+        self.keep = positive_int("keep", keep)
+        self.resumed_from: Path | None = None
+        """The checkpoint that `attach` loaded, or None."""
+        self._directory = None if directory is None else Path(os.path.abspath(directory))
+        self._objects: dict[str, Any] = {}
+        self._number = 0
+        self._saved_step: int | None = None
+
+    @property
+    def directory(self) -> Path:
+        """Where the checkpoints are.
+
+        Raises:
+            RuntimeStateError: Neither a directory was given nor `distrain.init()` called.
+        """
+        if self._directory is None:
+            world = current_world()
+            if world is None:
+                raise CheckpointError(
+                    "Checkpointer does not know where to write: call distrain.init() first, or give it a directory."
+                )
+            self._directory = RunDir(root=world.run_dir).checkpoints
+        return self._directory
+
+    def attach(self, trainer: Engine, **objects: Any) -> None:
+        """Save these objects with the trainer; if there is a checkpoint, load it now. Every rank must call it.
+
+        The trainer's own progress is set when its run starts, so `run(loader, max_epochs=5)` goes on to epoch 5, also
+        when the checkpoint was a finished run of 3. A checkpoint that cannot be read is set aside with a warning, and
+        the one before it is taken. Random states come back on each rank when the world size is the same.
+
+        Args:
+            trainer: The trainer; its progress and `state.scaler` are saved by themselves.
+            **objects: Anything with `state_dict` and `load_state_dict`, by the name to save it under. A wrapped model
+                is saved without its wrapper, so it loads at any world size.
+
+        Raises:
+            CheckpointError: There are checkpoints and none can be read, or the newest does not fit the objects.
+            TypeError: An object has no state dict.
+            ValueError: A name is taken by the trainer's own state.
+        """
+        for name, each in objects.items():
+            if name in RESERVED:
+                raise ValueError(f"The name {name!r} is taken: the {name} is saved by itself. Use another name.")
+            if not (hasattr(each, "state_dict") and hasattr(each, "load_state_dict")):
+                raise TypeError(f"{name} is a {type(each).__name__}, which has no state_dict and load_state_dict.")
+        self._objects = {name: unwrap(each) if isinstance(each, nn.Module) else each for name, each in objects.items()}
+        if getattr(trainer.state, "scaler", None) is not None:
+            self._objects["scaler"] = trainer.state.scaler
+        found = self._find()
+        if found is not None:
+            self._resume(trainer, found)
+        if self.every is not None:
+            trainer.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), self._save_inside_epoch)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, self._save_at_epoch)
+        trainer.add_event_handler(Events.COMPLETED, self._save_at_end)
+
+    def save(self, trainer: Engine) -> None:
+        """Take a checkpoint now. Every rank must call it.
+
+        Args:
+            trainer: The trainer.
+
+        Raises:
+            CheckpointError: It could not be written, on rank 0. Those before it are untouched.
+        """
+        state = trainer.state
+        random_states = gather_on_main(random_state())
+        self._saved_step = state.iteration
+        if rank_and_size()[0] != 0:
+            return
+        self._number += 1
+        meta = {
+            "format": FORMAT,
+            "number": self._number,
+            "step": state.iteration,
+            "epoch": state.epoch,
+            "epoch_length": state.epoch_length,
+            "world_size": rank_and_size()[1],
+        }
+        content = {
+            "meta": meta,
+            "objects": {name: each.state_dict() for name, each in self._objects.items()},
+            "trainer": dict(trainer.state_dict()),
+            "random": random_states,
+        }
+        path = RunDir(root=self.directory.parent).checkpoint(state.iteration)
+        _write(self.directory / path.name, content, meta)
+        self._prune()
+
+    def _save_inside_epoch(self, trainer: Engine) -> None:
+        state = trainer.state
+        if not _is_epoch_end(state):
+            self.save(trainer)
+
+    def _save_at_epoch(self, trainer: Engine) -> None:
+        if self.every is None or trainer.state.iteration % self.every == 0:
+            self.save(trainer)
+
+    def _save_at_end(self, trainer: Engine) -> None:
+        if self._saved_step != trainer.state.iteration:
+            self.save(trainer)
+
+    def _find(self) -> Path | None:
+        """Return the newest checkpoint that can be read, the same on every rank; rank 0 looks."""
+        found: Path | None = None
+        problem: str | None = None
+        if rank_and_size()[0] == 0:
+            try:
+                found = self._newest_whole()
+            except CheckpointError as error:
+                problem = str(error)
+        found, problem = from_main((found, problem))
+        if problem is not None:
+            raise CheckpointError(problem)
+        return found
+
+    def _newest_whole(self) -> Path | None:
+        if not self.directory.is_dir():
+            return None
+        for leftover in self.directory.glob(f"{DRAFT}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        candidates = _in_order(self.directory)
+        for path in reversed(candidates):
+            problem = _problem_of(path)
+            if problem is None:
+                self._number = _number(path)
+                return path
+            aside = path.with_name(f"{DAMAGED}{path.name}-{secrets.token_hex(3)}")
+            os.rename(path, aside)
+            warnings.warn(
+                f"The checkpoint {path} is damaged ({problem}). It was set aside as {aside.name}; the one before it is "
+                "taken.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        if candidates:
+            raise CheckpointError(
+                f"None of the {len(candidates)} checkpoints in {self.directory} can be read. They were set aside there "
+                f"as {DAMAGED}*; start again to train from the beginning."
+            )
+        return None
+
+    def _resume(self, trainer: Engine, path: Path) -> None:
+        content = _read(path)
+        meta, saved = content["meta"], content["objects"]
+        missing = sorted(set(self._objects) - set(saved))
+        if missing:
+            raise CheckpointError(
+                f"The checkpoint {path} has no state for {', '.join(missing)}; it holds {', '.join(sorted(saved))}. "
+                "Attach the same objects under the same names, or use another run directory."
+            )
+        for name, each in self._objects.items():
+            _load(each, saved[name], f"The state of {name} in {path}")
+        rank, world_size = rank_and_size()
+        if meta["world_size"] == world_size:
+            set_random_state(content["random"][rank])
+        self.resumed_from = path
+        progress = content["trainer"]
+
+        def set_once(engine: Engine) -> None:
+            handle.remove()
+            self._set_progress(engine, progress, meta)
+
+        handle = trainer.add_event_handler(Events.STARTED, set_once)
+
+    def _set_progress(self, trainer: Engine, saved: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Set the trainer's progress, towards the goal of the run that has just started."""
+        state = trainer.state
+        progress = dict(saved)
+        for goal in ("max_epochs", "max_iters"):
+            progress.pop(goal, None)
+        goal = "max_epochs" if state.max_iters is None else "max_iters"
+        progress[goal] = getattr(state, goal)
+        then, now = meta["epoch_length"], state.epoch_length
+        if now is not None and then is not None and now != then:
+            done, inside = divmod(meta["step"], then)
+            if inside:
+                raise CheckpointError(
+                    f"The checkpoint was taken inside an epoch, after {inside} of its {then} iterations, and an epoch "
+                    f"has {now} now (world size {meta['world_size']} then, {rank_and_size()[1]} now). Start with the "
+                    "former sizes, or from a checkpoint taken at the end of an epoch."
+                )
+            progress["iteration"] = done * now
+            progress["epoch_length"] = now
+        self._saved_step = progress["iteration"]
+        trainer.load_state_dict(progress)
+
+    def _prune(self) -> None:
+        for path in _in_order(self.directory)[: -self.keep]:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_epoch_end(state: Any) -> bool:
+    return state.epoch_length is not None and state.iteration % state.epoch_length == 0
+
+
+def _in_order(directory: Path) -> list[Path]:
+    """Return the checkpoints of a directory, the oldest first; one whose number cannot be read counts as newest."""
+    found = [path for path in directory.iterdir() if step_of(path) is not None]
+    return sorted(found, key=lambda path: (_number(path, default=2**62), step_of(path) or 0))
+
+
+def _number(path: Path, default: int = 0) -> int:
+    try:
+        return int(json.loads((path / META).read_bytes())["number"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return default
+
+
+def _problem_of(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint, by the checksums that torch.save puts beside every part of it."""
+    try:
+        json.loads((path / META).read_bytes())["number"]
+        with zipfile.ZipFile(path / STATE) as archive:
+            bad = archive.testzip()
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        return f"{type(error).__name__}: {error}"
+    return None if bad is None else f"the checksum of {bad} is wrong"
+
+
+def _load(target: Any, state: Any, what: str) -> None:
+    try:
+        target.load_state_dict(state)
+    except CheckpointError:
+        raise
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{what} does not fit the one given: {error}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"The checkpoint {path} cannot be read on this rank: {error}") from error
+    if content["meta"]["format"] != FORMAT:
+        raise CheckpointError(f"The checkpoint {path} has format {content['meta']['format']}; this is for {FORMAT}.")
+    return content
+
+
+def _write(path: Path, content: dict[str, Any], meta: dict[str, Any]) -> None:
+    draft = path.with_name(f"{DRAFT}{path.name}-{os.getpid()}-{secrets.token_hex(3)}")
+    try:
+        draft.mkdir(parents=True)
+        _write_file(draft / STATE, lambda file: torch.save(content, file))
+        _write_file(draft / META, lambda file: file.write(json.dumps(meta, indent=2).encode()))
+        _sync_directory(draft)
+        if path.exists():  # taken earlier, before the run went back or changed its world size
+            os.rename(path, path.with_name(f"{DRAFT}{path.name}-old-{secrets.token_hex(3)}"))
+        os.rename(draft, path)
+        _sync_directory(path.parent)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        shutil.rmtree(draft, ignore_errors=True)
+        raise CheckpointError(
+            f"The checkpoint {path} could not be written: {error}. The earlier ones are untouched. Free some space or "
+            "check the permissions, then start again with the same run directory to go on from the newest; a smaller "
+            "keep needs less space."
+        ) from error
+    for old in path.parent.glob(f"{DRAFT}{path.name}-old-*"):
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_file(path: Path, fill: Callable[[Any], object]) -> None:
+    with open(path, "xb") as file:
+        fill(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,160 @@
+"""The data loader of a rank: its shard, reshuffled each epoch, resumable in the middle of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from distrain.errors import CheckpointError
+from distrain.runtime import from_main, rank_and_size
+from distrain.training.checks import positive_int
+from distrain.training.sharding import ShardSampler, mixed_seed
+
+__all__ = ["ShardedDataLoader", "dataloader"]
+
+T_co = TypeVar("T_co", covariant=True)
+
+OURS = ("sampler", "batch_sampler")
+
+
+class ShardedDataLoader(DataLoader[T_co]):
+    """What `dataloader` returns: torch's DataLoader over this rank's shard, with a position that can be saved.
+
+    Each pass (`iter(loader)`) is the next epoch: nobody calls `set_epoch`. A position counts the batches handed out,
+    not those that worker processes have fetched ahead.
+    """
+
+    def __init__(self, dataset: Dataset[T_co], sampler: ShardSampler, **options: Any) -> None:
+        self._shard = sampler
+        self._epoch = 0
+        self._position = 0
+        self._resumes = False
+        self._reseeds = options.get("generator") is None
+        if self._reseeds:
+            options["generator"] = torch.Generator()
+        super().__init__(dataset, batch_sampler=sampler, **options)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next batch, from 0."""
+        return self._epoch + (self._position == len(self))
+
+    def __iter__(self) -> Any:
+        goes_on = self._resumes and self._position < len(self)
+        if not goes_on and self._position > 0:
+            self._epoch, self._position = self._epoch + 1, 0
+        self._resumes = False
+        self._shard.epoch, self._shard.first_batch = self._epoch, self._position
+        if self._reseeds:
+            # Worker processes are seeded from this generator: another stream on each rank, the same in each run, and
+            # the global generator is left alone.
+            self.generator.manual_seed(mixed_seed(self._shard.seed, self._epoch, self._shard.rank))
+        return self._hand_out(super().__iter__())
+
+    def _hand_out(self, batches: Iterator[Any]) -> Iterator[Any]:
+        epoch = self._epoch
+        for batch in batches:
+            if epoch == self._epoch:  # an iterator of an older pass no longer moves the position
+                self._position += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position: the epoch, the batches of it that were handed out, and what they depend on."""
+        return {
+            "epoch": self._epoch,
+            "position": self._position,
+            "num_batches": len(self),
+            "num_samples": self._shard.num_samples,
+            "world_size": self._shard.world_size,
+            "seed": self._shard.seed,
+        }
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on with the very next batch after the saved position; the samples before it are not even read.
+
+        The saved seed takes the place of this loader's, so that later epochs come in the original order, too. At an
+        epoch's end any world size and batch size may go on; in the middle of one only the same.
+
+        Args:
+            state: What `state_dict` returned.
+
+        Raises:
+            CheckpointError: The position is inside an epoch that was divided differently.
+        """
+        divided = {
+            "world_size": self._shard.world_size,
+            "num_samples": self._shard.num_samples,
+            "num_batches": len(self),
+        }
+        at_end = state["position"] in (0, state["num_batches"])
+        if not at_end:
+            changed = [f"{key} was {state[key]}, now {value}" for key, value in divided.items() if state[key] != value]
+            if changed:
+                raise CheckpointError(
+                    f"The loader's position is inside epoch {state['epoch']} (batch {state['position']} of "
+                    f"{state['num_batches']}), and the epoch is divided differently now: {'; '.join(changed)}. Start "
+                    "with the former sizes, or from a checkpoint taken at the end of an epoch."
+                )
+        self._shard.seed = state["seed"]
+        self._epoch = state["epoch"]
+        self._position = len(self) if state["position"] == state["num_batches"] else state["position"]
+        self._resumes = True
+
+
+def dataloader(
+    dataset: Dataset[T_co],
+    batch_size: int = 1,
+    shuffle: bool = False,  # noqa: FBT001, FBT002  # torch's DataLoader has it here
+    *,
+    drop_last: bool = False,
+    seed: int | None = None,
+    **options: Any,
+) -> ShardedDataLoader[T_co]:
+    """Return a DataLoader over this rank's shard of a data set. Every rank must call it.
+
+    Shards are disjoint, and every rank has the same number of batches. Without `drop_last` the shards are complete
+    as well: each sample comes exactly once an epoch, on one rank, so an evaluation counts each once; nothing is
+    repeated to fill up. The last two batches may be smaller for it, on some ranks by one sample more than on others.
+    With `drop_last` all batches are full and an epoch leaves out fewer than `batch_size * world_size` samples.
+
+    With `shuffle` each epoch has another order. The loader's `state_dict()` and `load_state_dict()` let a run go on
+    with the very next batch, at any `num_workers`; random transforms inside the data set start anew from there.
+
+    Args:
+        dataset: A data set with a length and an index.
+        batch_size: Samples in a batch of one rank; a step of the whole world takes `batch_size * world_size`.
+        shuffle: Draw a new order for each epoch.
+        drop_last: Leave an incomplete tail out.
+        seed: The seed of the order, the same on every rank; rank 0's torch seed when None.
+        **options: More of `torch.utils.data.DataLoader`'s: `num_workers`, `collate_fn`, `pin_memory`, …
+
+    Raises:
+        ValueError: The data set is too small to give every rank equally many batches without repeating a sample.
+        TypeError: The data set has no length, or an option contradicts the sharding.
+    """
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise TypeError(
+            f"{type(dataset).__name__} has no length, so it cannot be sharded by index. Use torch's DataLoader and "
+            "give each rank its own part inside the data set."
+        )
+    for name in OURS:
+        if options.get(name) is not None:
+            raise TypeError(
+                f"dataloader() makes the {name} itself, which is how it shards. Leave {name} out, or use torch's "
+                "DataLoader."
+            )
+    positive_int("batch_size", batch_size)
+    rank, world_size = rank_and_size()
+    sampler = ShardSampler(
+        len(dataset),
+        batch_size,
+        rank=rank,
+        world_size=world_size,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        seed=from_main(torch.initial_seed()) if seed is None else seed,
+    )
+    return ShardedDataLoader(dataset, sampler, **options)

@@ -1,0 +1,115 @@
+"""Which samples a rank sees, in which batches: pure arithmetic, and the sampler that a DataLoader asks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+__all__ = ["ShardSampler", "batch_sizes", "mixed_seed"]
+
+
+def batch_sizes(num_samples: int, batch_size: int, rank: int, world_size: int, *, drop_last: bool) -> list[int]:
+    """Return the sizes of a rank's batches; their number is the same on every rank.
+
+    With `drop_last` every batch is full and what does not fill one on every rank is left out. Without it each sample
+    goes to exactly one rank: shards differ by one sample at most, and the tail is spread so that every rank has as
+    many batches as the longest shard needs. A rank whose shard would need one batch less gives one sample of its
+    last full batch to a batch of its own.
+
+    Args:
+        num_samples: Samples in the data set.
+        batch_size: Samples in a full batch of one rank.
+        rank: Whose batches.
+        world_size: Number of ranks.
+        drop_last: Leave an incomplete tail out.
+
+    Raises:
+        ValueError: Some rank would have no batch, or fewer than the others, without repeating a sample.
+    """
+    if drop_last:
+        num_batches = num_samples // (batch_size * world_size)
+        if num_batches == 0:
+            raise ValueError(
+                f"{num_samples} samples do not fill one batch of {batch_size} on each of {world_size} ranks, and "
+                "drop_last leaves all of them out. Use a smaller batch_size or drop_last=False."
+            )
+        return [batch_size] * num_batches
+    longest = -(-num_samples // world_size)
+    shard = num_samples // world_size + (rank < num_samples % world_size)
+    num_batches = -(-longest // batch_size)
+    if num_samples // world_size < num_batches or num_samples == 0:
+        raise ValueError(
+            f"{num_samples} samples cannot be spread over {world_size} ranks with batch_size={batch_size} so that "
+            "every rank has equally many batches and no sample is used twice. Use a batch_size of 2 or more (and at "
+            "least one sample for each rank), or drop_last=True."
+        )
+    tail = shard - (num_batches - 1) * batch_size
+    if tail > 0:
+        return [batch_size] * (num_batches - 1) + [tail]
+    return [batch_size] * (num_batches - 2) + [batch_size - 1, 1]
+
+
+def mixed_seed(*parts: int) -> int:
+    """Return a seed made of several numbers, so that (seed 0, epoch 1) and (seed 1, epoch 0) have nothing in common.
+
+    Args:
+        *parts: The numbers.
+    """
+    digest = hashlib.blake2b(":".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class ShardSampler(Sampler[list[int]]):
+    """The batches of indices of one rank, for the epoch and from the batch that were set.
+
+    The order of an epoch is a permutation of the whole data set that depends on the seed and the epoch only; rank r
+    of W takes its samples r, r + W, r + 2 W, … So the ranks' shards are disjoint, and the order does not depend on
+    who else is there.
+
+    Args:
+        num_samples: Samples in the data set.
+        batch_size: Samples in a full batch of one rank.
+        rank: Whose batches.
+        world_size: Number of ranks.
+        shuffle: Draw a new order for each epoch.
+        drop_last: See `batch_sizes`.
+        seed: The seed of the order.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        rank: int,
+        world_size: int,
+        shuffle: bool,
+        drop_last: bool,
+        seed: int,
+    ) -> None:
+        self.num_samples = num_samples
+        self.rank = rank
+        self.world_size = world_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+        self.first_batch = 0
+        self._sizes = batch_sizes(num_samples, batch_size, rank, world_size, drop_last=drop_last)
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
+            order = torch.randperm(self.num_samples, generator=generator)
+        else:
+            order = torch.arange(self.num_samples)
+        shard = order[self.rank :: self.world_size]
+        start = sum(self._sizes[: self.first_batch])
+        for size in self._sizes[self.first_batch :]:
+            yield shard[start : start + size].tolist()
+            start += size

@@ -1,0 +1,139 @@
+"""Making models ready for several ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+
+from distrain.errors import RuntimeStateError
+from distrain.runtime import rank_and_size
+
+__all__ = ["is_ddp", "prepare", "unwrap"]
+
+WRAPPERS: tuple[type[nn.Module], ...] = (DistributedDataParallel, DataParallel)
+
+SUPPORTED = ("cpu", "cuda", "mps")
+
+
+def prepare(*objects: Any, ddp_options: Mapping[str, Any] | None = None) -> Any:
+    """Make models and optimizers ready for all ranks. Every rank must call it, with the same objects in order.
+
+    Each module with a parameter that requires grad is wrapped in DistributedDataParallel, which gives every rank the
+    weights of rank 0. In a world of one nothing is wrapped: there is nobody to reduce with, and a wrapper would only
+    cost time and change the names in the state dict. Modules without such parameters, optimizers and learning-rate
+    schedulers are returned as they are, once checked.
+
+    Args:
+        *objects: Modules (on their device already), optimizers and schedulers.
+        ddp_options: More arguments for DistributedDataParallel, such as `find_unused_parameters`.
+
+    Returns:
+        The objects in the same order: a tuple, or the one object when there is only one.
+
+    Raises:
+        TypeError: An object is none of these.
+        ValueError: A model is wrapped already or spread over devices, or an optimizer holds parameters of no given
+            model or on another device.
+        RuntimeStateError: The device is one that cannot be reduced on.
+    """
+    if not objects:
+        raise TypeError("prepare() got nothing to prepare; give it the model and the optimizer.")
+    for each in objects:
+        _check_kind(each)
+    models = [each for each in objects if isinstance(each, nn.Module)]
+    for model in models:
+        _check_model(model)
+    for optimizer in objects:
+        if isinstance(optimizer, Optimizer) and models:
+            _check_optimizer(optimizer, models)
+    prepared = tuple(_wrap(each, ddp_options or {}) if isinstance(each, nn.Module) else each for each in objects)
+    return prepared[0] if len(prepared) == 1 else prepared
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the module inside the wrapper, or the module itself when there is none.
+
+    Args:
+        model: A module, perhaps from `prepare`.
+    """
+    inner = model.module if isinstance(model, WRAPPERS) else model
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
+def is_ddp(model: Any) -> bool:
+    """Whether the model reduces its gradients by DistributedDataParallel.
+
+    Args:
+        model: Any object.
+    """
+    return isinstance(model, DistributedDataParallel)
+
+
+def _check_kind(value: Any) -> None:
+    if isinstance(value, (nn.Module, Optimizer, LRScheduler)):
+        return
+    if isinstance(value, DataLoader):
+        raise TypeError(
+            "prepare() does not shard a DataLoader after the fact; make it with distrain.dataloader(dataset, …)."
+        )
+    raise TypeError(f"prepare() takes modules, optimizers and learning-rate schedulers, not {type(value).__name__}.")
+
+
+def _check_model(model: nn.Module) -> None:
+    if isinstance(model, WRAPPERS):
+        raise ValueError(  # noqa: TRY004  # the type is right, its state is not
+            f"The model is wrapped in {type(model).__name__} already. Give prepare() the bare model: what must come "
+            "before the wrapping could not be done any more."
+        )
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) > 1:
+        names = ", ".join(sorted(map(str, devices)))
+        raise ValueError(f"The model is spread over {names}; move all of it to one device before prepare().")
+    kinds = {device.type for device in devices}
+    if kinds and not kinds <= {*SUPPORTED, "meta"}:
+        raise RuntimeStateError(
+            f"prepare() cannot wrap a model on device {kinds.pop()!r} yet; supported are {', '.join(SUPPORTED)}."
+        )
+    if "meta" in kinds:
+        raise ValueError("The model is on the meta device, it has no values yet; materialize it before prepare().")
+
+
+def _check_optimizer(optimizer: Optimizer, models: list[nn.Module]) -> None:
+    known = {id(parameter) for model in models for parameter in model.parameters()}
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    strangers = sum(id(parameter) not in known for parameter in held)
+    if strangers:
+        raise ValueError(
+            f"{strangers} of the {len(held)} parameters that {type(optimizer).__name__} updates belong to none of the "
+            "given models. Make the optimizer from the very model that prepare() gets, after moving it to its device."
+        )
+
+
+def _wrap(model: nn.Module, options: Mapping[str, Any]) -> nn.Module:
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if rank_and_size()[1] == 1 or not trainable:
+        return model
+    device = trainable[0].device
+    if device.type == "mps":
+        raise RuntimeStateError("A model on mps trains in one process only: torch.distributed has no backend for it.")
+    return DistributedDataParallel(
+        model, **{"device_ids": [device.index] if device.type == "cuda" else None, **options}
+    )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the model's first parameter, the CPU when it has none.
+
+    Args:
+        model: Any module.
+    """
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
