@@ -483,6 +483,7 @@ class Engine(EventSource):
         is_watched = is_overridden or self.logger.isEnabledFor(logging.DEBUG)
         fire = self._fire_watched if is_watched else self._fire_plainly
         count, self._init_iter = self._init_iter or 0, None
+        done_before = count
         is_restarted = False
         try:
             while True:
@@ -504,6 +505,10 @@ class Engine(EventSource):
                         return
                     if is_restarted:
                         self._warn_of_missing_data()
+                        if count == done_before and state.max_epochs is None:
+                            # Only iterations are counted and there will be no more: every epoch would be like this.
+                            self.should_terminate = True
+                            raise _TerminateRun
                         return
                     if has_data:
                         self._fire_event(Events.DATALOADER_STOP_ITERATION)

@@ -115,6 +115,9 @@ class CallableEventWithFilter:
     def __repr__(self) -> str:
         return f"Events.{self._name_}" + ("" if self.filter is None else f"(filter={self.filter})")
 
+    def __str__(self) -> str:
+        return f"{type(self).__name__}.{self._name_}" if isinstance(self, Enum) else repr(self)
+
     def __eq__(self, other: object) -> bool:
         if isinstance(other, str):
             return self._name_ == other
