@@ -205,11 +205,11 @@ def run(
             process.wait(deadline_s)
         except BaseException as exc:
             tree = descendants(process.pid)
+            listing = "\n".join(f"{each.pid} {each.state} {each.command}" for each in tree)
             process.kill()
             process.wait()
             kill_all(tree)
             if isinstance(exc, subprocess.TimeoutExpired):
-                listing = "\n".join(f"{each.pid} {each.command}" for each in tree)
                 raise TimeoutError(
                     f"{' '.join(words)}\nstill ran after {deadline_s} s\n--- descendants\n{listing}\n"
                     f"--- stdout\n{_read(out)}\n--- stderr\n{_read(err)}"
