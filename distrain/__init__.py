@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from distrain.engine import (
         CallableEventWithFilter as CallableEventWithFilter,
     )
+    from distrain.observe import ProgressBar as ProgressBar
+    from distrain.runtime import init as init
+    from distrain.training import Checkpointer as Checkpointer
+    from distrain.training import LossAggregator as LossAggregator
+    from distrain.training import create_supervised_evaluator as create_supervised_evaluator
+    from distrain.training import create_supervised_trainer as create_supervised_trainer
+    from distrain.training import dataloader as dataloader
+    from distrain.training import prepare as prepare
 
 _HOME = {
     "init": "distrain.runtime",
