@@ -7,6 +7,7 @@ key. Whatever may differ stands in `ALLOWED` with its reason and with a check of
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import json
 import os
 import re
@@ -128,6 +129,7 @@ def are_of_the_preloaded(theirs: Any, ours: Any) -> bool:
     return not {*theirs} - {*ours} and {*ours} - {*theirs} <= {*preloaded_modules()}
 
 
+@functools.cache
 def preloaded_modules() -> list[str]:
     """Return the modules of an interpreter that has imported what the fork server imports, and of ours nothing more."""
     program = (
@@ -141,6 +143,17 @@ def preloaded_modules() -> list[str]:
 
 ALLOWED: list[tuple[str, Callable[[Any, Any], bool], str]] = [
     (r"environment\.MASTER_PORT", is_a_port, "each run has a free port of its own"),
+    (r"environment\.MASTER_ADDR", lambda a, b: {a, b} <= {"localhost", "127.0.0.1"}, "one machine, said in two ways"),
+    (
+        r"process\.threads at start",
+        lambda a, b: a == 1 <= b <= len(os.sched_getaffinity(0)) * 2,
+        "OpenBLAS, loaded ahead of the program, starts its threads when it is told its count",
+    ),
+    (
+        r"signals\.(dispositions\.SIGHUP|kernel\.SigIgn)",
+        lambda a, b: b == "1" or int(b, 16) == int(a, 16) | 1,
+        "nohup holds for the workers too; torchrun's agent handles SIGHUP, which undoes it",
+    ),
     (r"environment\.TORCHELASTIC_RUN_ID", both_are_there, "each run has a name of its own"),
     (r"environment\.TORCHELASTIC_ERROR_FILE", both_are_there, "lies in the run's own folder"),
     (r"environment\.DISTRAIN_\w+", is_only_ours, "how a worker finds its run directory and device"),

@@ -190,7 +190,6 @@ def process(main):
         "cgroup": read("/proc/self/cgroup"),
         "executable": os.readlink("/proc/self/exe"),
         "command line": " ".join(read("/proc/self/cmdline").split("\0")).strip(),
-        "command line words": read("/proc/self/cmdline").split("\0"),
         "name": read("/proc/self/comm").strip(),
         "controlling terminal": read("/proc/self/stat").rpartition(")")[2].split()[4],
         "interval timers": [signal.getitimer(which) for which in (signal.ITIMER_REAL, signal.ITIMER_PROF)],
