@@ -138,7 +138,8 @@ class DeterministicEngine(Engine):
         process_function: Takes the engine and a batch; what it returns is put in `state.output`.
         replay: How to resume inside a pass. False leaves out the indices of the batches that were had: at once, and
             the same batches, except that random transforms in worker processes draw anew. True fetches those batches
-            again and drops them: as slow as the data is, and such transforms come out the same too.
+            again and drops them: as slow as the data is, and such transforms come out the same too, unless the
+            workers persist from pass to pass.
     """
 
     def __init__(self, process_function: Callable[[Any, Any], Any], *, replay: bool = False) -> None:
@@ -157,7 +158,10 @@ class DeterministicEngine(Engine):
         state_dict["rng_states"] = {
             "seed": self.state.seed,
             "pass": [self._pass, self._pass_start],
-            "generators": list(self._generator_states),
+            "generators": [
+                [before, generator.get_state()]
+                for before, generator in zip(self._generator_states, self._generators(), strict=False)
+            ],
             **_get_rng_states(),
         }
         return state_dict
@@ -190,11 +194,12 @@ class DeterministicEngine(Engine):
         if number < 0 or had < 0:
             # Nothing saved, or the state was moved after saving: count passes from the start of the run.
             number, had = divmod(state.iteration, length) if length else (0, state.iteration)
-        elif had == length:
-            number, had = number + 1, 0
-        elif saved.get("generators"):
-            for generator, generator_state in zip(self._generators(), saved["generators"], strict=False):
-                generator.set_state(generator_state)
+        else:
+            has_ended = had == length
+            if has_ended:
+                number, had = number + 1, 0
+            for generator, (before, now) in zip(self._generators(), saved["generators"], strict=False):
+                generator.set_state(now if has_ended else before)
         self._begin_pass(number, had)
         if had > 0 and getattr(state, "rng_states", None) is not None:
             _set_rng_states(state.rng_states)
@@ -248,6 +253,9 @@ class DeterministicEngine(Engine):
         batch_sampler = getattr(data, "batch_sampler", None)
         if isinstance(batch_sampler, ReproducibleBatchSampler):
             batch_sampler.start_iteration = None if self.replay else had
+            if getattr(data, "_iterator", None) is not None:
+                # Workers that persist keep their seed; a resumed run has new ones, for which the loader draws one.
+                torch.empty((), dtype=torch.int64).random_(generator=getattr(data, "generator", None))
             batches = iter(data)
             # Before a handler or a saved state can touch the generator that the order is drawn from.
             if batch_sampler.draw() and not self.replay:

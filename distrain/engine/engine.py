@@ -508,7 +508,7 @@ class Engine(EventSource):
                         if count == done_before and state.max_epochs is None:
                             # Only iterations are counted and there will be no more: every epoch would be like this.
                             self.should_terminate = True
-                            raise _TerminateRun
+                            raise _TerminateRun from None
                         return
                     if has_data:
                         self._fire_event(Events.DATALOADER_STOP_ITERATION)
