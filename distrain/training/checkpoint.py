@@ -82,7 +82,7 @@ class Checkpointer:
             self._directory = RunDir(root=world.run_dir).checkpoints
         return self._directory
 
-    def attach(self, trainer: Engine, **objects: Any) -> None:
+    def attach(self, trainer: Engine, /, **objects: Any) -> None:
         """Save these objects with the trainer; if there is a checkpoint, load it now. Every rank must call it.
 
         The trainer's own progress is set when its run starts, so `run(loader, max_epochs=5)` goes on to epoch 5, also

@@ -8,11 +8,9 @@ Interrupted, it goes on from the last epoch when it is started again with the sa
 from __future__ import annotations
 
 import argparse
-from importlib.util import find_spec
-from pathlib import Path
 
-import numpy as np
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import TensorDataset, random_split
 
@@ -21,16 +19,9 @@ from distrain.training import detached_loss
 
 
 def digits() -> TensorDataset:
-    """Read the scans, 8x8 pixels from 0 to 16, and their labels.
-
-    `sklearn.datasets.load_digits` reads the same file, but importing it costs each worker over a second.
-    """
-    package = find_spec("sklearn")
-    if package is None or package.origin is None:
-        raise SystemExit("The digits come with scikit-learn: pip install scikit-learn")
-    table = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",", dtype=np.float32)
-    scans = torch.from_numpy(table[:, :-1]).reshape(-1, 1, 8, 8) / 16
-    return TensorDataset(scans, torch.from_numpy(table[:, -1]).long())
+    """Return the scans, 8x8 pixels between 0 and 1, and their labels."""
+    scans, labels = load_digits(return_X_y=True)
+    return TensorDataset(torch.tensor(scans, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16, torch.tensor(labels))
 
 
 class Net(nn.Sequential):

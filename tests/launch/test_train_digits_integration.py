@@ -1,0 +1,50 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.processes import REPOSITORY, wait_until
+from tests.support.ranks import run_alone, run_ranks
+
+SCRIPT = REPOSITORY / "launch" / "scripts" / "train-digits.py"
+END = re.compile(r"test accuracy ([\d.]+)% after (\d+) epochs, run directory (\S+)\n")
+
+pytestmark = pytest.mark.slow
+
+
+def end_of(text):
+    (found,) = END.findall(text)
+    return float(found[0]), int(found[1]), found[2]
+
+
+def test_two_ranks_learn_the_digits(tmp_path):
+    done = run_ranks(tmp_path, SCRIPT).check()
+    accuracy, epochs, run_dir = end_of(done.stdout)
+    assert accuracy >= 97
+    assert epochs == 15
+    assert os.path.dirname(run_dir) == str(tmp_path / "runs")
+    assert sorted(os.listdir(os.path.join(run_dir, "checkpoints"))) == ["step-00000322", "step-00000345"]
+
+
+@pytest.mark.timeout(240)
+def test_interrupted_it_goes_on_also_alone_and_in_mixed_precision(tmp_path):
+    run_dir = tmp_path / "run"
+    env = {"DISTRAIN_RUN_DIR": str(run_dir)}
+    whole = {**os.environ, **env, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen([sys.executable, str(SCRIPT), "--epochs", "1000"], env=whole, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: (run_dir / "checkpoints").is_dir() and any(run_dir.glob("checkpoints/step-*")), 90)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == -signal.SIGINT
+    finally:
+        process.kill()
+        process.wait()
+    steps = sorted(path.name for path in run_dir.glob("checkpoints/step-*"))
+    done = run_alone(tmp_path, SCRIPT, ["--epochs", "40", "--amp"], env=env).check()
+    assert f"going on from {run_dir}/checkpoints/{steps[-1]}" in done.stdout
+    accuracy, epochs, where = end_of(done.stdout)
+    assert (epochs, where) == (40, str(run_dir))
+    assert accuracy >= 97

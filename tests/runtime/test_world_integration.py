@@ -1,0 +1,96 @@
+import json
+import sys
+
+import pytest
+
+from tests.support.processes import run
+from tests.support.ranks import run_ranks
+
+PROBE = """
+    import json, os, sys
+    import torch, torch.distributed as dist
+    import distrain
+    from distrain.runtime import from_main, gather_on_main, sum_on_main
+
+    seen = {}
+    with distrain.init(seed=3) as world:
+        assert world.rank == int(os.environ["RANK"]) == dist.get_rank()
+        # Only rank 1 asks at first; nobody waits for the others.
+        if world.rank == 1:
+            seen["asked alone"] = str(world.run_dir)
+        world.barrier()
+        dirs = [None] * world.world_size
+        dist.all_gather_object(dirs, str(world.run_dir))
+        assert len(set(dirs)) == 1, dirs
+        assert from_main(world.rank) == 0
+        assert gather_on_main(world.rank) == ([0, 1] if world.is_main else [])
+        total = sum_on_main(torch.tensor([float(world.rank + 1)]))
+        assert not world.is_main or total.item() == 3
+        draws = [None] * world.world_size
+        dist.all_gather_object(draws, torch.rand(1).item())
+        assert len(set(draws)) == 1
+    assert not dist.is_initialized()
+
+    with distrain.init() as world:          # the same store again
+        one = torch.ones(1)
+        dist.all_reduce(one)
+        assert one.item() == 2
+
+    try:
+        with distrain.init() as world:
+            raise SystemExit(0)
+    except SystemExit:
+        assert not dist.is_initialized()
+    distrain.init()                          # torn down at exit
+    dist.all_reduce(one)
+    print("fine", flush=True)
+"""
+
+FAILING = """
+    import sys, time, torch, torch.distributed as dist, distrain
+    how = sys.argv[1]
+    def body(world):
+        if world.rank == 1:
+            if how == "error":
+                raise ValueError("rank 1 is lost")
+            if how == "interrupt":
+                raise KeyboardInterrupt
+            sys.exit(3)
+        dist.all_reduce(torch.ones(1))       # rank 1 never joins
+    if sys.argv[2] == "with":
+        with distrain.init() as world:
+            body(world)
+    else:
+        body(distrain.init())
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_join_agree_and_leave(tmp_path):
+    done = run_ranks(tmp_path, PROBE).check()
+    assert done.stdout.count("fine") == 2
+    assert "terminate" not in done.stderr
+    assert "destroy_process_group" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "style", "exit_code"), [("error", "with", 1), ("exit", "with", 3), ("exit", "atexit", 3)]
+)
+def test_a_rank_that_fails_ends_at_once_with_its_own_exit_code(tmp_path, how, style, exit_code):
+    done = run_ranks(tmp_path, FAILING, args=[how, style], deadline_s=60)
+    assert done.returncode == 1
+    root_cause = done.stderr.partition("Root Cause")[2]
+    assert f"exitcode  : {exit_code} " in root_cause, done.stderr
+    assert "rank      : 1 " in root_cause
+    assert how != "error" or "ValueError: rank 1 is lost" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("body", "num_ranks"), [("in_with", 4), ("with_slow_peers", 3), ("at_exit", 2)])
+def test_worlds_end_without_abort_or_hang(body, num_ranks):
+    num_worlds = 10
+    words = [sys.executable, "-m", "tests.support.forked_ranks", body, str(num_ranks), str(num_worlds)]
+    done = run(words, deadline_s=280, env={"OMP_NUM_THREADS": "1"}).check()
+    assert json.loads(done.stdout) == {"0": num_ranks * num_worlds}, done.stderr

@@ -1,0 +1,54 @@
+import math
+
+import pytest
+import torch
+
+from distrain import Engine, Events, LossAggregator
+
+SIZES = [4, 4, 2, 3, 1]
+LOSSES = [1.0, 2.0, 5.0, 3.0, 8.0]
+MEAN = sum(n * v for n, v in zip(SIZES, LOSSES, strict=True)) / sum(SIZES)
+
+
+def run(make, every=2, **options):
+    batches = [torch.zeros(n, 1) for n in SIZES]
+    engine = Engine(lambda engine, batch: make(LOSSES[engine.state.iteration - 1]))
+    LossAggregator(every=every, **options).attach(engine)
+    seen = []
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append(engine.state.metrics.get("loss")))
+    engine.run(batches)
+    return engine.state.metrics, seen
+
+
+@pytest.mark.parametrize("make", [float, torch.tensor, lambda v: torch.tensor([v], requires_grad=True)])
+def test_means_are_weighted_by_samples(make):
+    metrics, seen = run(make)
+    assert seen == pytest.approx([None, 1.5, 1.5, 19 / 5, 19 / 5])
+    assert metrics["epoch_loss"] == pytest.approx(MEAN)
+
+
+def test_the_loss_is_picked_out_and_named():
+    metrics, _ = run(lambda v: {"l": v}, output_transform=lambda out: out["l"], name="x", count=lambda _: 1)
+    assert metrics["epoch_x"] == pytest.approx(sum(LOSSES) / 5)
+
+
+def test_between_reports_nothing_is_read_back(monkeypatch):
+    calls = []
+    for name in ("item", "tolist", "cpu", "__float__"):
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, *a, n=name, f=real: (calls.append(n), f(self, *a))[1])
+    run(torch.tensor, every=5)
+    assert calls == ["tolist", "tolist"]  # iteration 5, and the end of the epoch
+
+
+def test_it_says_what_it_cannot_read():
+    with pytest.raises(TypeError, match="got tuple as the loss.*output_transform"):
+        run(lambda v: (v, v))
+    with pytest.raises(TypeError, match=r"a tensor of shape \(2,\)"):
+        run(lambda v: torch.tensor([v, v]))
+    with pytest.raises(ValueError, match="every is 0"):
+        LossAggregator(every=0)
+
+
+def test_an_infinite_loss_shows():
+    assert math.isinf(run(lambda _: math.inf)[0]["epoch_loss"])

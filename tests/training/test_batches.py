@@ -1,0 +1,67 @@
+import dataclasses
+import subprocess
+import sys
+from collections import OrderedDict, namedtuple
+
+import pytest
+import torch
+
+from distrain.training import prepare_batch, to_device
+from distrain.training.batches import num_samples
+
+Point = namedtuple("Point", "a b")
+
+
+@dataclasses.dataclass
+class Pair:
+    x: torch.Tensor
+    name: str
+
+
+def test_nests_keep_their_types_and_move():
+    t = torch.ones(2)
+    nest = {"a": [t, (t, "text", None, 3)], "b": Point(t, 1), "c": OrderedDict(d=t), "e": Pair(t, "n")}
+    moved = to_device(nest, "meta")
+    assert [type(moved[k]) for k in "abce"] == [list, Point, OrderedDict, Pair]
+    tensors = [moved["a"][0], moved["a"][1][0], moved["b"].a, moved["c"]["d"], moved["e"].x]
+    assert {each.device.type for each in tensors} == {"meta"}
+    assert moved["a"][1][1:] == ("text", None, 3)
+    assert moved["e"].name == "n"
+
+
+def test_what_is_there_already_is_not_copied():
+    x, y = torch.ones(2), torch.zeros(2)
+    assert prepare_batch((x, y))[0] is x
+    assert prepare_batch([x, y], "cpu", True)[1] is y
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"),
+    [
+        (torch.ones(3, 2), 3),
+        (("id", torch.ones(4)), 4),
+        ({"a": [torch.ones(5)]}, 5),
+        (Pair(torch.ones(6), "n"), 6),
+        ((torch.tensor(1.0), torch.ones(2)), 2),
+    ],
+)
+def test_samples_are_counted(batch, expected):
+    assert num_samples(batch) == expected
+
+
+def test_a_batch_without_a_tensor_cannot_be_counted():
+    with pytest.raises(TypeError, match="there is no tensor in it"):
+        num_samples({"a": "text"})
+
+
+@pytest.mark.slow
+def test_importing_the_rooms_brings_nothing_heavy_beside_torch():
+    code = """
+import sys, torch
+before = set(sys.modules)
+import distrain.runtime, distrain.training, distrain.observe
+print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)))
+assert "torch._dynamo" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= {"distrain", "torch", "tqdm"}

@@ -1,0 +1,167 @@
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+import distrain
+from distrain.errors import CheckpointError
+
+
+class Stop(Exception):
+    pass
+
+
+def setting(folder, *, every=2, keep=3, seed=0, scaler=False, batch_size=4):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    x = torch.arange(60.0).reshape(20, 3) / 60
+    loader = distrain.dataloader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size, shuffle=True, seed=3)
+    options = {"amp_mode": "amp", "scaler": True} if scaler else {}
+    trainer = distrain.create_supervised_trainer(model, optimizer, F.mse_loss, **options)
+    checkpointer = distrain.Checkpointer(every=every, keep=keep, directory=folder)
+    checkpointer.attach(trainer, model=model, optimizer=optimizer, loader=loader)
+    return model, loader, trainer, checkpointer
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def run(folder, *, epochs=3, stop_at=None, **options):
+    model, loader, trainer, checkpointer = setting(folder, **options)
+    losses = {}
+
+    @trainer.on(distrain.Events.ITERATION_COMPLETED)
+    def follow():
+        losses[trainer.state.iteration] = trainer.state.output
+        if trainer.state.iteration == stop_at:
+            raise Stop
+
+    if stop_at:
+        with pytest.raises(Stop):
+            trainer.run(loader, max_epochs=epochs)
+    else:
+        trainer.run(loader, max_epochs=epochs)
+    return model, losses, trainer, checkpointer
+
+
+@pytest.mark.parametrize("scaler", [False, True])
+@pytest.mark.parametrize("stop_at", [3, 5, 8, 14])
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(tmp_path, stop_at, scaler):
+    model, expected, _, _ = run(tmp_path / "whole", scaler=scaler)
+    _, before, _, _ = run(tmp_path / "cut", stop_at=stop_at, scaler=scaler)
+    again, after, trainer, checkpointer = run(tmp_path / "cut", seed=9, scaler=scaler)
+    saved = int(checkpointer.resumed_from.name.removeprefix("step-"))
+    # The stop comes before the epoch's end, so a checkpoint that falls on it was not taken.
+    assert saved == max(s for s in range(0, stop_at + 1, 2) if s % 5 or s < stop_at)
+    assert list(after) == list(range(saved + 1, 16))
+    assert {**before, **after} == expected
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert (trainer.state.iteration, trainer.state.epoch) == (15, 3)
+
+
+def test_the_newest_are_kept_and_no_draft(tmp_path):
+    run(tmp_path, keep=2)
+    assert names(tmp_path) == ["step-00000014", "step-00000015"]
+    meta = json.loads((tmp_path / "step-00000015" / "meta.json").read_text())
+    assert (meta["step"], meta["epoch"], meta["world_size"]) == (15, 3, 1)
+
+
+def test_a_finished_run_is_not_run_again_but_can_be_made_longer(tmp_path):
+    run(tmp_path, epochs=2)
+    assert run(tmp_path, epochs=2)[1] == {}
+    assert list(run(tmp_path, epochs=3)[1]) == [11, 12, 13, 14, 15]
+
+
+def test_without_every_it_saves_at_each_epoch(tmp_path):
+    run(tmp_path, every=None)
+    assert names(tmp_path) == ["step-00000005", "step-00000010", "step-00000015"]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "no meta"])
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, damage):
+    _, expected, _, _ = run(tmp_path)
+    state = tmp_path / "step-00000015" / "state.pt"
+    data = bytearray(state.read_bytes())
+    if damage == "truncate":
+        state.write_bytes(data[: len(data) // 2])
+    elif damage == "flip":
+        data[len(data) // 2] ^= 255
+        state.write_bytes(data)
+    elif damage == "empty":
+        state.write_bytes(b"")
+    else:
+        (state.parent / "meta.json").unlink()
+    with pytest.warns(RuntimeWarning, match="step-00000015 is damaged .*set aside as damaged-step"):
+        _, again, _, checkpointer = run(tmp_path)
+    assert checkpointer.resumed_from == tmp_path / "step-00000014"
+    assert again == {15: expected[15]}
+    assert any(name.startswith("damaged-step-00000015") for name in names(tmp_path))
+
+
+def test_when_none_can_be_read_it_does_not_start_anew_in_silence(tmp_path):
+    run(tmp_path, keep=1)
+    (tmp_path / "step-00000015" / "state.pt").write_bytes(b"x")
+    with pytest.warns(RuntimeWarning), pytest.raises(CheckpointError, match="None of the 1 checkpoints"):
+        setting(tmp_path)
+
+
+def test_leftover_drafts_are_removed(tmp_path):
+    (tmp_path / ".draft-step-00000002-1-abc").mkdir(parents=True)
+    setting(tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_what_does_not_fit_is_said(tmp_path):
+    model, _, trainer, _ = run(tmp_path)
+    other = nn.Linear(7, 1)
+    checkpointer = distrain.Checkpointer(directory=tmp_path)
+    with pytest.raises(CheckpointError, match="state of model in .* does not fit"):
+        checkpointer.attach(trainer, model=other)
+    with pytest.raises(CheckpointError, match="no state for ema; it holds loader, model, optimizer"):
+        checkpointer.attach(trainer, ema=model)
+    with pytest.raises(ValueError, match="'trainer' is taken"):
+        checkpointer.attach(trainer, trainer=model)
+    with pytest.raises(TypeError, match="thing is a int"):
+        checkpointer.attach(trainer, thing=3)
+    with pytest.raises(CheckpointError, match=r"call distrain.init\(\) first"):
+        distrain.Checkpointer().attach(trainer, model=model)
+    with pytest.raises(ValueError, match="keep is 0"):
+        distrain.Checkpointer(keep=0)
+
+
+def test_inside_an_epoch_another_batch_size_is_refused(tmp_path):
+    run(tmp_path, stop_at=3)
+    with pytest.raises(CheckpointError, match="num_batches was 5, now 10"):
+        run(tmp_path, batch_size=2)
+
+
+def test_at_an_epochs_end_another_batch_size_goes_on(tmp_path):
+    run(tmp_path, epochs=1)
+    _, losses, trainer, _ = run(tmp_path, epochs=2, batch_size=2, keep=1)
+    assert list(losses) == list(range(11, 21))
+    assert trainer.state.epoch == 2
+    assert names(tmp_path) == ["step-00000020"]
+
+
+def test_fewer_steps_an_epoch_do_not_confuse_which_is_the_newest(tmp_path):
+    run(tmp_path, epochs=2, batch_size=2)
+    run(tmp_path, epochs=3, batch_size=10, keep=2)
+    assert names(tmp_path) == ["step-00000006", "step-00000020"]
+    assert run(tmp_path, epochs=3, batch_size=10)[3].resumed_from.name == "step-00000006"
+
+
+def test_random_states_come_back(tmp_path):
+    _, _, trainer, checkpointer = setting(tmp_path)
+    checkpointer.save(trainer)
+    expected = (random.random(), np.random.rand(), torch.rand(1))
+    random.seed(0)
+    np.random.seed(0)
+    setting(tmp_path)
+    assert (random.random(), np.random.rand(), torch.rand(1)) == expected

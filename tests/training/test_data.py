@@ -1,0 +1,99 @@
+import pytest
+import torch
+from torch.utils.data import IterableDataset, TensorDataset
+
+import distrain
+from distrain.errors import CheckpointError
+
+
+def loader_of(n=22, batch_size=4, **options):
+    return distrain.dataloader(TensorDataset(torch.arange(n)), batch_size, shuffle=True, seed=5, **options)
+
+
+def values(batches):
+    return [batch[0].tolist() for batch in batches]
+
+
+def test_epochs_differ_without_set_epoch_and_are_whole():
+    loader = loader_of()
+    epochs = [values(loader) for _ in range(3)]
+    assert len(loader) == 6
+    assert len({str(epoch) for epoch in epochs}) == 3
+    assert all(sorted(sum(epoch, [])) == list(range(22)) for epoch in epochs)
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_it_goes_on_with_the_very_next_batch(num_workers):
+    whole = loader_of()
+    expected = [values(whole) for _ in range(3)]
+
+    first = loader_of(num_workers=num_workers)
+    values(first)
+    batches = iter(first)
+    seen = values(next(batches) for _ in range(2))
+    saved = first.state_dict()
+    assert (saved["epoch"], saved["position"]) == (1, 2)
+    del batches
+
+    second = loader_of(num_workers=num_workers, batch_size=4)
+    second.load_state_dict(saved)
+    assert seen + values(second) == expected[1]
+    assert values(second) == expected[2]
+
+
+def test_at_an_epochs_end_the_next_one_starts():
+    loader = loader_of()
+    first, second = values(loader), values(loader)
+    again = loader_of()
+    values(again)
+    resumed = loader_of()
+    resumed.load_state_dict(again.state_dict())
+    assert resumed.epoch == 1
+    assert values(resumed) == second != first
+
+
+def test_the_saved_seed_goes_on():
+    loader = loader_of()
+    values(loader)
+    other = distrain.dataloader(TensorDataset(torch.arange(22)), 4, shuffle=True, seed=99)
+    other.load_state_dict(loader.state_dict())
+    assert values(other) == values(loader)
+
+
+def test_inside_an_epoch_other_sizes_are_refused_and_at_its_end_taken():
+    loader = loader_of()
+    next(iter(loader))
+    with pytest.raises(CheckpointError, match="inside epoch 0 .batch 1 of 6.*num_batches was 6, now 11"):
+        loader_of(batch_size=2).load_state_dict(loader.state_dict())
+    whole = loader_of()
+    values(whole)
+    smaller = loader_of(batch_size=2)
+    smaller.load_state_dict(whole.state_dict())
+    assert (smaller.epoch, len(values(smaller))) == (1, 11)
+
+
+def test_the_global_generator_is_left_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    values(loader_of())
+    assert torch.equal(torch.rand(1), expected)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(range(3))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "error", "message"),
+    [
+        (Stream(), {}, TypeError, "Stream has no length"),
+        ([1, 2], {"sampler": [0]}, TypeError, "makes the sampler itself"),
+        ([1, 2], {"batch_size": 0}, ValueError, "batch_size is 0"),
+        ([1, 2], {"batch_size": None}, ValueError, "batch_size is None"),
+    ],
+)
+def test_misuse_is_refused(dataset, options, error, message):
+    with pytest.raises(error, match=message):
+        distrain.dataloader(dataset, **options)

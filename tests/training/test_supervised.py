@@ -1,0 +1,162 @@
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from distrain import Engine, Events, create_supervised_evaluator, create_supervised_trainer
+from distrain.training import detached_loss
+
+SPECIFICATION = (
+    "model optimizer loss_fn device non_blocking prepare_batch output_transform deterministic amp_mode scaler "
+    "gradient_accumulation_steps model_transform model_fn"
+).split()
+
+
+def parts(seed=0):
+    torch.manual_seed(seed)
+    model = nn.Linear(3, 1)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def batches(n=6, size=4):
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.randn(size, 3, generator=generator), torch.randn(size, 1, generator=generator)) for _ in range(n)]
+
+
+def test_the_signature_is_the_specifications():
+    parameters = inspect.signature(create_supervised_trainer).parameters
+    assert list(parameters) == SPECIFICATION
+    assert [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY] == ["model_transform", "model_fn"]
+
+
+@pytest.mark.parametrize("num_micro", [1, 3])
+@pytest.mark.parametrize("amp", [False, True])
+def test_it_trains_as_the_loop_written_by_hand(num_micro, amp):
+    data = batches()
+    model, optimizer = parts()
+    losses = []
+    for i, (x, y) in enumerate(data, 1):
+        with torch.autocast("cpu", enabled=amp):
+            loss = F.mse_loss(model(x), y)
+        losses.append(loss.item())
+        (loss / num_micro).backward()
+        if i % num_micro == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+    expected = [p.clone() for p in model.parameters()]
+
+    model, optimizer = parts()
+    trainer = create_supervised_trainer(
+        model, optimizer, F.mse_loss, amp_mode="amp" if amp else None, gradient_accumulation_steps=num_micro
+    )
+    seen = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append(trainer.state.output))
+    trainer.run(data)
+    assert seen == pytest.approx(losses, abs=0)
+    assert all(torch.equal(a, b) for a, b in zip(expected, model.parameters(), strict=True))
+
+
+def test_gradients_stay_until_the_next_window():
+    model, optimizer = parts()
+    trainer = create_supervised_trainer(model, optimizer, F.mse_loss, gradient_accumulation_steps=2)
+    norms = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: norms.append(model.weight.grad.norm().item()))
+    trainer.run(batches(4))
+    assert all(norm > 0 for norm in norms)
+
+
+def test_the_scaler_is_in_the_state_and_is_used():
+    model, optimizer = parts()
+    trainer = create_supervised_trainer(model, optimizer, F.mse_loss, amp_mode="amp", scaler=True)
+    assert trainer.state.scaler.get_scale() == 65536
+    trainer.run(batches(2))
+    assert trainer.state.scaler._growth_tracker == 2 or int(trainer.state.scaler._growth_tracker) == 2
+    own = torch.amp.GradScaler("cpu", init_scale=8.0)
+    trainer = create_supervised_trainer(model, optimizer, F.mse_loss, amp_mode="amp", scaler=own)
+    assert trainer.state.scaler is own
+    assert not hasattr(create_supervised_trainer(model, optimizer, F.mse_loss).state, "scaler")
+
+
+def test_transforms_and_model_fn_are_called_with_what_is_promised():
+    model, optimizer = parts()
+    trainer = create_supervised_trainer(
+        model,
+        optimizer,
+        F.mse_loss,
+        output_transform=lambda x, y, y_pred, loss: (x, y, y_pred, loss),
+        model_fn=lambda model, x: {"out": model(x)},
+        model_transform=lambda output: output["out"],
+    )
+    data = batches(1)
+    x, y, y_pred, loss = trainer.run(data).output
+    assert x is data[0][0]
+    assert y is data[0][1]
+    assert y_pred.shape == (4, 1)
+    assert loss.requires_grad
+
+
+def test_the_detached_output_does_not_wait_for_the_device(monkeypatch):
+    model, optimizer = parts()
+    trainer = create_supervised_trainer(model, optimizer, F.mse_loss, output_transform=detached_loss)
+
+    def refuse(*args):
+        raise AssertionError("a host sync in the step")
+
+    for name in ("item", "cpu", "tolist", "__float__", "__bool__"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    output = trainer.run(batches(3)).output
+    assert output.shape == ()
+    assert not output.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"amp_mode": "bf16"}, ValueError, "amp_mode is 'bf16'; it must be None or one of 'amp', 'apex'"),
+        ({"amp_mode": "apx"}, ValueError, "Did you mean apex"),
+        ({"amp_mode": "amp", "device": "mps"}, ValueError, "amp_mode cannot be used with mps device"),
+        ({"device": "xla"}, RuntimeError, "In order to run on TPU, please install PyTorch XLA"),
+        ({"scaler": True}, ValueError, "scaler argument is True, but amp_mode is None"),
+        ({"gradient_accumulation_steps": 0}, ValueError, "must be strictly positive"),
+        ({"gradient_accumulation_steps": -1}, ValueError, "must be strictly positive"),
+        ({"amp_mode": "apex"}, ModuleNotFoundError, "Please install apex from https://github.com/nvidia/apex.*25.05"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        create_supervised_trainer(*parts(), F.mse_loss, **options)
+
+
+def test_a_deterministic_trainer_is_a_deterministic_engine():
+    from distrain import DeterministicEngine
+
+    assert isinstance(create_supervised_trainer(*parts(), F.mse_loss, deterministic=True), DeterministicEngine)
+
+
+@pytest.mark.parametrize("amp_mode", [None, "amp"])
+def test_the_evaluator_evaluates(amp_mode):
+    class Metric:
+        def attach(self, engine, name):
+            engine.add_event_handler(Events.COMPLETED, lambda: engine.state.metrics.update({name: 1}))
+
+    model = nn.Sequential(nn.Linear(3, 1), nn.Dropout(0.9)).train()
+    evaluator = create_supervised_evaluator(model, {"m": Metric()}, amp_mode=amp_mode)
+    data = batches(1)
+    state = evaluator.run(data)
+    y_pred, y = state.output
+    assert isinstance(evaluator, Engine)
+    assert y is data[0][1]
+    assert not y_pred.requires_grad
+    assert torch.allclose(y_pred.float(), model[0](data[0][0]), atol=0.05)
+    assert state.metrics == {"m": 1}
+    with pytest.raises(ValueError, match="one of 'amp', 'apex'"):
+        create_supervised_evaluator(model, amp_mode="x")
+
+
+def test_modules_stay_small():
+    folder = Path(inspect.getfile(create_supervised_trainer)).parent
+    long = {path.name: n for path in folder.glob("*.py") if (n := len(path.read_text().splitlines())) > 400}
+    assert long == {}

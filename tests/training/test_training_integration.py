@@ -1,0 +1,219 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.processes import REPOSITORY, wait_until
+from tests.support.ranks import run_alone, run_ranks
+
+TWO_RANKS = """
+    import os, sys, warnings
+    import torch, torch.distributed as dist
+    from torch import nn
+    from torch.nn import functional as F
+    from torch.utils.data import TensorDataset
+    import distrain
+    from distrain.training import unwrap
+
+    def gathered(value):
+        box = [None] * dist.get_world_size()
+        dist.all_gather_object(box, value)
+        return box
+
+    with distrain.init(seed=0) as world:
+        # The shards: disjoint, complete, equally many batches, also when the sizes do not divide.
+        loader = distrain.dataloader(torch.arange(17), 4, shuffle=True)
+        epochs = [[batch.tolist() for batch in loader] for _ in range(2)]
+        ranks = gathered(epochs)
+        for epoch in range(2):
+            assert sorted(i for rank in ranks for b in rank[epoch] for i in b) == list(range(17)), ranks
+            assert len({len(rank[epoch]) for rank in ranks}) == 1
+        assert epochs[0] != epochs[1]
+
+        # The wrapped model starts as rank 0's, and a wrapped one is refused.
+        torch.manual_seed(world.rank)
+        model = nn.Linear(3, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        bare = model
+        model, optimizer = distrain.prepare(model, optimizer)
+        assert unwrap(model) is bare
+        assert len({str(w) for w in gathered(bare.weight.tolist())}) == 1
+        try:
+            distrain.prepare(model)
+        except ValueError as error:
+            assert "wrapped in DistributedDataParallel already" in str(error)
+        else:
+            raise AssertionError("a wrapped model was wrapped again")
+
+        # Accumulation: one reduction a window, and the result of the whole batch on one process.
+        reductions = []
+        def count(state, bucket):
+            reductions.append(1)
+            tensor = bucket.buffer().div_(world.world_size)
+            return dist.all_reduce(tensor, async_op=True).get_future().then(lambda f: f.value()[0])
+        model.register_comm_hook(None, count)
+        x = torch.arange(48.0).reshape(16, 3) / 48
+        y = x.sum(1, keepdim=True)
+        reference = nn.Linear(3, 1)
+        reference.load_state_dict(bare.state_dict())
+        step = torch.optim.SGD(reference.parameters(), lr=0.1)
+        for half in (slice(0, 8), slice(8, 16)):
+            step.zero_grad()
+            F.mse_loss(reference(x[half]), y[half]).backward()
+            step.step()
+        parts = [(x[i : i + 2], y[i : i + 2]) for i in range(2 * world.rank, 16, 4)]
+        trainer = distrain.create_supervised_trainer(model, optimizer, F.mse_loss, gradient_accumulation_steps=2)
+        trainer.run(parts)
+        assert len(reductions) == 2, reductions
+        assert torch.allclose(reference.weight, bare.weight, atol=1e-6)
+        assert torch.allclose(reference.bias, bare.bias, atol=1e-6)
+
+        # The aggregated loss: weighted by samples over both ranks, on rank 0 only.
+        sizes, losses = [[3, 1], [2, 5]][world.rank], [[1.0, 2.0], [4.0, 8.0]][world.rank]
+        for make in (float, torch.tensor):
+            engine = distrain.Engine(lambda engine, batch: make(losses[engine.state.iteration - 1]))
+            distrain.LossAggregator(every=1).attach(engine)
+            engine.run([torch.zeros(n) for n in sizes])
+            if world.is_main:
+                assert abs(engine.state.metrics["loss"] - (2 + 40) / 6) < 1e-9, engine.state.metrics
+                assert abs(engine.state.metrics["epoch_loss"] - (3 + 8 + 2 + 40) / 11) < 1e-9
+            else:
+                assert engine.state.metrics == {}
+
+        # Saved by two ranks, each with its own random state.
+        torch.manual_seed(100 + world.rank)
+        def saving(model, optimizer, epochs):
+            loader = distrain.dataloader(TensorDataset(x, y), 4, shuffle=True)
+            trainer = distrain.create_supervised_trainer(model, optimizer, F.mse_loss)
+            checkpointer = distrain.Checkpointer(every=3, directory=sys.argv[1])
+            checkpointer.attach(trainer, model=model, optimizer=optimizer, loader=loader)
+            trainer.run(loader, max_epochs=epochs)
+            return checkpointer, trainer
+        saving(model, optimizer, 2)
+        weight = bare.weight.detach().clone()
+        drawn = torch.rand(1).item()
+        other = distrain.prepare(nn.Linear(3, 1))
+        checkpointer, trainer = saving(other, torch.optim.SGD(other.parameters(), lr=0.1), 2)
+        assert checkpointer.resumed_from.name == "step-00000004", checkpointer.resumed_from
+        assert torch.equal(unwrap(other).weight, weight)
+        assert torch.rand(1).item() == drawn
+        assert len(set(gathered(drawn))) == 2
+        assert trainer.state.iteration == 4
+    print("fine", flush=True)
+"""
+
+ONE_RANK = """
+    import sys, torch
+    from torch import nn
+    from torch.nn import functional as F
+    from torch.utils.data import TensorDataset
+    import distrain
+
+    x = torch.ones(16, 3)
+    model = nn.Linear(3, 1)
+    loader = distrain.dataloader(TensorDataset(x, x[:, :1]), 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = distrain.create_supervised_trainer(model, optimizer, F.mse_loss)
+    checkpointer = distrain.Checkpointer(directory=sys.argv[1])
+    checkpointer.attach(trainer, model=model, optimizer=optimizer, loader=loader)
+    trainer.run(loader, max_epochs=3)
+    print(checkpointer.resumed_from.name, trainer.state.epoch, trainer.state.iteration)
+"""
+
+WRITER = """
+    import os, resource, signal, sys
+    import torch
+    import distrain
+
+    model = torch.nn.Linear(1000, 2000)     # 8 MB
+    trainer = distrain.Engine(lambda engine, batch: 0.0)
+    checkpointer = distrain.Checkpointer(every=1, directory=sys.argv[1])
+    checkpointer.attach(trainer, model=model)
+    print("resumed", checkpointer.resumed_from, flush=True)
+
+    @trainer.on(distrain.Events.ITERATION_STARTED(once=3))
+    def trouble():
+        if sys.argv[2] == "full":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+            return
+        name, number = sys.argv[2].split(":")
+        real, calls = getattr(os, name), []
+        def deadly(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == int(number):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+        setattr(os, name, deadly)
+
+    trainer.run(range(5))
+    print("ended", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_share_wrap_accumulate_aggregate_and_save(tmp_path):
+    folder = tmp_path / "checkpoints"
+    done = run_ranks(tmp_path, TWO_RANKS, args=[str(folder)]).check()
+    assert done.stdout.count("fine") == 2
+    alone = run_alone(tmp_path, ONE_RANK, args=[str(folder)]).check()
+    assert alone.stdout.split() == ["step-00000004", "3", "12"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["fsync:1", "fsync:2", "fsync:3", "rename:1", "fsync:4"])
+def test_sigkill_at_any_moment_of_a_write_leaves_a_whole_checkpoint(tmp_path, moment):
+    folder = tmp_path / "checkpoints"
+    killed = run_alone(tmp_path, WRITER, args=[str(folder), moment])
+    assert killed.returncode == -signal.SIGKILL
+    whole = "step-00000003" if moment == "fsync:4" else "step-00000002"
+    again = run_alone(tmp_path, WRITER, args=[str(folder), "fsync:1000"]).check()
+    assert again.stdout.splitlines()[0].endswith(whole)
+    assert sorted(os.listdir(folder)) == [f"step-0000000{n}" for n in (3, 4, 5)]
+
+
+@pytest.mark.slow
+def test_sigkill_from_outside_while_it_writes(tmp_path):
+    folder = tmp_path / "checkpoints"
+    program = tmp_path / "endless.py"
+    program.write_text(
+        "import sys, torch, distrain\n"
+        "trainer = distrain.Engine(lambda engine, batch: 0.0)\n"
+        "model = torch.nn.Linear(2000, 2000)\n"
+        "checkpointer = distrain.Checkpointer(every=1, directory=sys.argv[1])\n"
+        "checkpointer.attach(trainer, model=model)\n"
+        "trainer.run(range(10**6))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, str(program), str(folder)], env=env)
+    try:
+
+        def writes():
+            names = os.listdir(folder) if folder.is_dir() else []
+            return any(n.startswith("step-") for n in names) and any(n.startswith(".draft-") for n in names)
+
+        wait_until(writes, 60, poll_s=0.001)
+    finally:
+        process.kill()
+        process.wait()
+    code = (
+        "import sys, torch, distrain\n"
+        "checkpointer = distrain.Checkpointer(directory=sys.argv[1])\n"
+        "checkpointer.attach(distrain.Engine(lambda engine, batch: 0), model=torch.nn.Linear(2000, 2000))\n"
+        "assert checkpointer.resumed_from is not None\n"
+    )
+    done = run_alone(tmp_path, code, args=[str(folder)]).check()
+    assert "damaged" not in done.stderr
+    assert not [name for name in os.listdir(folder) if not name.startswith("step-")]
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_an_error_that_helps_and_the_checkpoint_before_survives(tmp_path):
+    folder = tmp_path / "checkpoints"
+    done = run_alone(tmp_path, WRITER, args=[str(folder), "full"]).check(1)
+    assert "distrain.errors.CheckpointError: The checkpoint" in done.stderr
+    assert "could not be written" in done.stderr
+    assert "Free some space" in done.stderr
+    assert sorted(os.listdir(folder)) == ["step-00000001", "step-00000002"]
+    assert "step-00000002" in run_alone(tmp_path, WRITER, args=[str(folder), "fsync:1000"]).check().stdout

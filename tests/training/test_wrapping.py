@@ -1,0 +1,39 @@
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import distrain
+
+
+def test_alone_nothing_is_wrapped():
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    assert distrain.prepare(model, optimizer, scheduler) == (model, optimizer, scheduler)
+    assert distrain.prepare(model) is model
+
+
+@pytest.mark.parametrize(
+    ("objects", "error", "message"),
+    [
+        ([], TypeError, "nothing to prepare"),
+        ([nn.DataParallel(nn.Linear(2, 1))], ValueError, "wrapped in DataParallel already"),
+        ([DataLoader([1])], TypeError, "distrain.dataloader"),
+        (["model"], TypeError, "not str"),
+        ([nn.Linear(2, 1, device="meta")], ValueError, "no values yet"),
+        (
+            [nn.Linear(2, 1), torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=1)],
+            ValueError,
+            "2 of the 2 parameters that SGD updates belong to none",
+        ),
+        (
+            [nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1, device="meta"))],
+            ValueError,
+            "spread over cpu, meta",
+        ),
+    ],
+)
+def test_misuse_is_refused(objects, error, message):
+    with pytest.raises(error, match=message):
+        distrain.prepare(*objects)
