@@ -19,6 +19,12 @@ from distrain.engine.deterministic import ReproducibleBatchSampler, keep_random_
 SIZE, BATCH = 24, 4
 
 
+@pytest.fixture(autouse=True, scope="module")
+def start_a_worker_once() -> None:
+    """The first worker process of a loader has torch handle SIGCHLD for good, which is no leak of a test's."""
+    assert list(DataLoader(range(1), num_workers=1)) == [torch.tensor([0])]
+
+
 class Augmented(torch.utils.data.Dataset[torch.Tensor]):
     """Adds noise to each item, drawn wherever the item is made."""
 
