@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,15 +174,11 @@ def _resource_tracker() -> set[int]:
 
 def clean_up(before: Snapshot) -> None:
     """Put back what can be put back, so that one leaking test does not fail the next one too."""
-    attempts: list[Callable[[], object]] = [
-        lambda: kill_all(_new_children(before)),
-        lambda: _new_children(before),
-        lambda: os.chdir(before.directory),
-    ]
-    for attempt in attempts:
-        attempt()
+    kill_all(_new_children(before))
+    _new_children(before)  # reaps them
+    os.chdir(before.directory)
     for number, handler in before.signals.items():
-        if signal.getsignal(number) != handler and callable(handler) | isinstance(handler, int):
+        if signal.getsignal(number) != handler and (callable(handler) or isinstance(handler, int)):
             signal.signal(number, handler)  # type: ignore[arg-type]
     for key in list(os.environ):
         if key not in before.environment and key not in OWN_VARIABLES:
