@@ -24,6 +24,9 @@ After each event the engine looks at what was asked meanwhile; the first that ap
 
 An exception fires EXCEPTION_RAISED, if that has handlers. When they return, an exception from fetching, from the
 process function or from a handler inside the epoch ends the epoch, and any other ends the run without COMPLETED.
+
+The module is long because a class's methods stand together, and because the loop over iterations is written out: a
+call of a helper for each event would cost more than all the engine does now.
 """
 
 from __future__ import annotations
