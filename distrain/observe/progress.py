@@ -50,10 +50,13 @@ class ProgressBar:
     def _open_bar(self, engine: Engine) -> None:
         from tqdm import tqdm
 
+        class Bar(tqdm):  # type: ignore[misc, type-arg, unused-ignore]  # tqdm has no types
+            monitor_interval = 0  # no thread of its own: workers fork, and a bar that is not fed may stand still
+
         state = engine.state
         self._shown: dict[str, Any] = {}
         done = state.iteration % state.epoch_length if state.epoch_length else 0
-        self._bar = tqdm(
+        self._bar = Bar(
             desc=_epoch(engine), total=state.epoch_length, initial=done, file=self._file or sys.stderr, leave=True
         )
 

@@ -47,7 +47,7 @@ def run_alone(
     return _run(folder, [], program, args, env, deadline_s)
 
 
-def _run(
+def _run(  # noqa: PLR0917  # private, called twice above
     folder: Path,
     launcher: Sequence[str],
     program: str | Path,

@@ -42,7 +42,7 @@ def test_between_reports_nothing_is_read_back(monkeypatch):
 
 
 def test_it_says_what_it_cannot_read():
-    with pytest.raises(TypeError, match="got tuple as the loss.*output_transform"):
+    with pytest.raises(TypeError, match=r"got tuple as the loss.*output_transform"):
         run(lambda v: (v, v))
     with pytest.raises(TypeError, match=r"a tensor of shape \(2,\)"):
         run(lambda v: torch.tensor([v, v]))

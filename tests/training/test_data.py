@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 import torch
 from torch.utils.data import IterableDataset, TensorDataset
@@ -19,9 +21,19 @@ def test_epochs_differ_without_set_epoch_and_are_whole():
     epochs = [values(loader) for _ in range(3)]
     assert len(loader) == 6
     assert len({str(epoch) for epoch in epochs}) == 3
-    assert all(sorted(sum(epoch, [])) == list(range(22)) for epoch in epochs)
+    assert all(sorted(i for batch in epoch for i in batch) == list(range(22)) for epoch in epochs)
 
 
+@pytest.fixture
+def sigchld(monkeypatch):
+    """Undo the handler that a DataLoader with workers sets for good."""
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.usefixtures("sigchld")
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_it_goes_on_with_the_very_next_batch(num_workers):
     whole = loader_of()
@@ -63,7 +75,7 @@ def test_the_saved_seed_goes_on():
 def test_inside_an_epoch_other_sizes_are_refused_and_at_its_end_taken():
     loader = loader_of()
     next(iter(loader))
-    with pytest.raises(CheckpointError, match="inside epoch 0 .batch 1 of 6.*num_batches was 6, now 11"):
+    with pytest.raises(CheckpointError, match=r"inside epoch 0 .batch 1 of 6.*num_batches was 6, now 11"):
         loader_of(batch_size=2).load_state_dict(loader.state_dict())
     whole = loader_of()
     values(whole)

@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 
@@ -7,7 +8,7 @@ from distrain.training.sharding import ShardSampler, batch_sizes, mixed_seed
 SPREADS = [
     (n, b, w)
     for n, b, w in itertools.product(range(1, 41), (1, 2, 3, 4, 8), (1, 2, 3, 4))
-    if n // w >= -(-(-(-n // w)) // b)
+    if n // w >= math.ceil(math.ceil(n / w) / b)
 ]
 
 
