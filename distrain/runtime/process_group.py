@@ -2,12 +2,14 @@
 
 What bites at the end, in gloo (torch 2.13): a backward pass puts a copy of the context variables into the thread's
 state, each all-reduce that DDP starts inside it keeps a reference, and after the pass gloo's own thread may hold the
-last one. To drop it that thread needs the interpreter lock. When the interpreter is being torn down by then, asking
-for the lock ends the thread inside a C++ destructor: "terminate called without an active exception", exit code -6.
-When the main thread is in DDP's destructor by then, it holds the lock and joins the thread: a hang. Both are races
-that need the end to follow the last backward pass at once. A barrier makes them rarer, no more. So after the barrier,
-which keeps a rank from taking its connections away while a peer uses them, the end gives gloo's threads a moment with
-the lock free, and a group that anybody else still holds (each DDP model does) is kept for good: no destructor joins.
+last one. To drop it that thread needs the interpreter lock. When the main thread is in DDP's destructor by then, it
+holds the lock and joins the thread: a hang, seen in a debugger, also with a barrier before the end. When the
+interpreter is being torn down by then, asking for the lock ends the thread inside a C++ destructor, which would explain
+the rarer "terminate called without an active exception", exit code -6; that part is inferred, not observed.
+
+So after the barrier, which keeps a rank from taking its connections away while a peer uses them, the end gives gloo's
+threads a moment with the lock free, and a group that anybody else still holds (each DDP model does) is kept for good,
+so no destructor joins its threads. The moment is a pause, not a proof: a thread starved for longer could still be late.
 """
 
 from __future__ import annotations
