@@ -21,7 +21,7 @@ BLOCKS = python_blocks(README)
 def test_quick_start_has_exactly_two_commands() -> None:
     train, test = quick_start(README)
     assert "distrain launch --nproc 2 --device cpu launch/scripts/train-digits.py" in train
-    assert test.endswith(".venv/bin/python -m pytest")
+    assert test.endswith(".venv/bin/python -m pytest -n auto")
 
 
 @pytest.mark.parametrize("command", quick_start(README), ids=["train", "test"])

@@ -50,6 +50,7 @@ def main(job: AgentJob, channel: Channel) -> None:
         max_nodes=1,
         nproc_per_node=job.nproc,
         run_id=job.run_id,
+        role="default",
         rdzv_backend=rendezvous.BACKEND,
         rdzv_endpoint="127.0.0.1",
         max_restarts=job.max_restarts,

@@ -14,18 +14,23 @@ import json
 import os
 import pkgutil
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from importlib.machinery import SourceFileLoader, SourcelessFileLoader
 from pathlib import Path
 from runpy import _run_module_as_main  # type: ignore[attr-defined]  # what `python -m` itself runs
 from types import TracebackType
+from typing import Any
 
 from distrain.launcher.protocol import WorkerJob
 from distrain.rundir import write_atomic
 
 __all__ = ["become", "run"]
+
+_server_main: types.ModuleType | None = None
 
 _OPENBLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
 
@@ -41,10 +46,11 @@ def become(job: WorkerJob) -> None:
     _redirect(job.stderr, 2)
     os.environ.clear()
     os.environ.update(job.env)
+    threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # noqa: SLF001 - fork leaves the server's
     if not job.warm:
         os.execvpe(job.command[0], job.command, job.env)  # noqa: S606 - no shell is wanted
     _renew_random_state()
-    _set_threads(job)
+    _set_openblas_threads(job.env)
     _set_title(job.command)
 
 
@@ -75,21 +81,17 @@ def _renew_random_state() -> None:
     tempfile._name_sequence = None  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
 
 
-def _set_threads(job: WorkerJob) -> None:
+def _set_openblas_threads(env: Mapping[str, str]) -> None:
     """Give OpenBLAS the thread count its environment asks for; the fork server had to load it with one.
 
     OpenMP and MKL read their variables when they are loaded, start no thread before they are used, and were
     loaded under this job's own values.
     """
-    import torch
-
-    if torch.get_num_threads() != job.threads:
-        torch.set_num_threads(job.threads)
     if "numpy" not in sys.modules:
         return
     from threadpoolctl import ThreadpoolController
 
-    wanted = next((int(value) for name in _OPENBLAS_VARIABLES if (value := job.env.get(name, "")).isdigit()), None)
+    wanted = next((int(value) for name in _OPENBLAS_VARIABLES if (value := env.get(name, "")).isdigit()), None)
     if wanted is None:
         from distrain.plan.detect import visible_cpus
 
@@ -100,10 +102,15 @@ def _set_threads(job: WorkerJob) -> None:
 
 
 def _set_title(command: list[str]) -> None:
-    """Let `ps` and `pkill -f train.py` find this process under the command line it stands for."""
+    """Let `ps` and `pkill -f train.py` find this process under the command line it stands for.
+
+    The thread's own name, which `top` shows, stays the interpreter's.
+    """
     import setproctitle
 
+    name = setproctitle.getthreadtitle()
     setproctitle.setproctitle(" ".join(command))
+    setproctitle.setthreadtitle(name)
 
 
 def run(job: WorkerJob) -> None:
@@ -128,9 +135,7 @@ def run(job: WorkerJob) -> None:
 
 def _prepare(job: WorkerJob) -> Callable[[], object]:
     """Set `sys.path` and `__main__` as the interpreter does before it runs a program; return the call that runs it."""
-    main = vars(sys.modules["__main__"])
-    for name in [name for name in main if not name.startswith("__")]:
-        del main[name]
+    main = _fresh_main()
     safe_path = getattr(sys.flags, "safe_path", False)
     if job.kind == "module":
         sys.argv[0] = "-m"
@@ -157,6 +162,22 @@ def _prepare(job: WorkerJob) -> Callable[[], object]:
         exec(code, main)  # noqa: S102 - running the program is what we are for
 
     return run_script
+
+
+def _fresh_main() -> dict[str, Any]:
+    """Put a new `__main__` in place and return its namespace.
+
+    The old one belongs to the memory that the garbage collector was told to leave alone: what a program puts there
+    would never be torn down. The interpreter still runs its code, so it is kept.
+    """
+    global _server_main
+    _server_main = sys.modules["__main__"]
+    main = types.ModuleType("__main__")
+    vars(main).update({name: value for name, value in vars(_server_main).items() if name.startswith("__")})
+    sys.modules["__main__"] = main
+    if "__mp_main__" in sys.modules:  # multiprocessing's other name for it
+        sys.modules["__mp_main__"] = main
+    return vars(main)
 
 
 def _absolute(path: str) -> str:
@@ -192,9 +213,22 @@ def _hide_own_frames() -> None:
 
     def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         trace = _without(_own_frames(trace), trace)
-        report(kind, error.with_traceback(trace), trace)
+        error = error.with_traceback(trace)
+        try:
+            report(kind, error, trace)
+        except SystemExit:
+            raise
+        except BaseException as second:  # noqa: BLE001 - as the interpreter does, but without our frame
+            print("Error in sys.excepthook:", file=sys.stderr)
+            _display(second, _without(1, second.__traceback__))
+            print("\nOriginal exception was:", file=sys.stderr)
+            _display(error, trace)
 
     sys.excepthook = excepthook
+
+
+def _display(error: BaseException, trace: TracebackType | None) -> None:
+    sys.__excepthook__(type(error), error.with_traceback(trace), trace)
 
 
 def _record(error: BaseException, own_frames: int, job: WorkerJob) -> None:

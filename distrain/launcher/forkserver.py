@@ -233,6 +233,7 @@ def main(control_fd: int, supervisor_pid: int) -> None:
         supervisor_pid: The process to die with.
     """
     die_with_parent(supervisor_pid)
+    _prepare_libraries()
     server = _ForkServer(Channel(socket.socket(fileno=control_fd)))
     server.preload(AGENT_PRELOAD)
     child = server.start_agent()
@@ -242,3 +243,17 @@ def main(control_fd: int, supervisor_pid: int) -> None:
         child = server.serve()
     del server
     child()
+
+
+def _prepare_libraries() -> None:
+    """Do here what would leave its mark on a worker's environment, which is yet to be put in place.
+
+    setproctitle looks for the command line's memory beside the environment, and renames the thread on the way;
+    threadpoolctl sets a variable.
+    """
+    import setproctitle
+    import threadpoolctl  # noqa: F401
+
+    name = setproctitle.getthreadtitle()
+    setproctitle.getproctitle()
+    setproctitle.setthreadtitle(name)

@@ -33,8 +33,7 @@ class WorkerJob:
         env: The whole environment.
         stdout: File or terminal that standard output is appended to; "" leaves it as it is.
         stderr: Likewise for standard error.
-        error_file: Where an uncaught exception is recorded; "" for nowhere.
-        threads: OpenMP threads.
+        error_file: Where an uncaught exception is recorded.
     """
 
     rank: int
@@ -49,7 +48,6 @@ class WorkerJob:
     stdout: str
     stderr: str
     error_file: str
-    threads: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +66,6 @@ class AgentJob:
         args: As in `WorkerJob`.
         command: As in `WorkerJob`.
         warm: As in `WorkerJob`.
-        threads: As in `WorkerJob`.
         env: The environment shared by the workers.
         terminals: Rank (as text) to the devices its standard output and error are written to.
     """
@@ -84,7 +81,6 @@ class AgentJob:
     args: list[str]
     command: list[str]
     warm: bool
-    threads: int
     env: dict[str, str]
     terminals: dict[str, list[str]]
 

@@ -174,7 +174,6 @@ class _Supervisor:
                 args=list(plan.program.args),
                 command=plan.program.command,
                 warm=plan.warm,
-                threads=plan.omp_num_threads,
                 env=env,
                 terminals=terminals,
             ),

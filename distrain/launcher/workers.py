@@ -100,7 +100,6 @@ class WarmWorkers(PContext):
                 stdout=self.stdouts[local_rank],
                 stderr=self.stderrs[local_rank],
                 error_file=str(Path(self.error_files[local_rank]).with_name("exception.json")),
-                threads=job.threads,
             )
             self._channel.send("spawn", job=worker)
         while len(self._pids) < self.nprocs:

@@ -1,6 +1,6 @@
 """Train a small convolutional network on scikit-learn's 1,797 scans of handwritten digits.
 
-    distrain launch --nproc 2 launch/scripts/train-digits.py --epochs 15
+    distrain launch --nproc 2 launch/scripts/train-digits.py --epochs 8
 
 Interrupted, it goes on from the last epoch when it is started again with the same --run-dir.
 """
@@ -28,15 +28,15 @@ class Net(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(
             nn.Conv2d(1, 32, 3, padding=1),
+            nn.BatchNorm2d(32),
             nn.ReLU(),
             nn.Conv2d(32, 64, 3, padding=1),
+            nn.BatchNorm2d(64),
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Flatten(),
             nn.Dropout(0.25),
-            nn.Linear(64 * 4 * 4, 128),
-            nn.ReLU(),
-            nn.Linear(128, 10),
+            nn.Linear(64 * 4 * 4, 10),
         )
 
 
@@ -46,7 +46,7 @@ def is_right(x: torch.Tensor, y: torch.Tensor, y_pred: torch.Tensor) -> torch.Te
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train a small convolutional network on handwritten digits.")
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=32, help="samples in a batch of one rank")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

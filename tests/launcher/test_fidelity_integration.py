@@ -158,7 +158,12 @@ ALLOWED: list[tuple[str, Callable[[Any, Any], bool], str]] = [
     (r"environment\.TORCHELASTIC_ERROR_FILE", both_are_there, "lies in the run's own folder"),
     (r"environment\.DISTRAIN_\w+", is_only_ours, "how a worker finds its run directory and device"),
     (r"environment_of_children\.sorted", lambda a, b: {*a} == {n for n in b if "DISTRAIN_" not in n}, "as above"),
-    (r"torch_process\.environment", lambda a, b: {*a} == {n for n in b if "DISTRAIN_" not in n}, "as above"),
+    (
+        r"torch_process\.environment",
+        lambda a, b: {*a} ^ {n for n in b if "DISTRAIN_" not in n} <= {"TORCHINDUCTOR_CACHE_DIR"},
+        "as above; and torch's compiler, imported ahead, asks for its folder when it is used: set before the program "
+        "it would override the program's own default",
+    ),
     (r"modules\.early", are_of_the_preloaded, "what was imported once, for all workers, is there already"),
     (r"main_module\.frames below", lambda a, b: (a, b) == ("none", "f_back"), "a forked program has a caller"),
     (
@@ -212,8 +217,12 @@ class Observatory:
         self._seen: dict[tuple[str, str], list[dict[str, Any]] | Exception] = {}
 
     def ranks(self, launcher: str, name: str) -> list[dict[str, Any]]:
+        """Return what each rank saw. torchrun gets a second chance: it hangs about once in forty starts."""
         key = (launcher, name)
-        if key not in self._seen:
+        chances = 0 if key in self._seen else 2 if launcher == "torchrun" else 1
+        for _ in range(chances):
+            if isinstance(self._seen.get(key), list):
+                break
             try:
                 self._seen[key] = self._observe(launcher, name, CASES[name])
             except (AssertionError, TimeoutError) as error:
@@ -282,7 +291,13 @@ def observatory(tmp_path_factory: pytest.TempPathFactory) -> Observatory:
     return Observatory(tmp_path_factory.mktemp("fidelity"))
 
 
-@pytest.mark.parametrize(("case", "section"), SAME, ids=[f"{case}-{section}" for case, section in SAME])
+@pytest.mark.parametrize(
+    ("case", "section"),
+    [
+        pytest.param(case, section, id=f"{case}-{section}", marks=pytest.mark.xdist_group(case))
+        for case, section in SAME
+    ],
+)
 def test_a_worker_sees_what_it_sees_under_torchrun(observatory: Observatory, case: str, section: str) -> None:
     theirs, ours = observatory.ranks("torchrun", case), observatory.ranks("distrain", case)
     found = [
@@ -294,10 +309,11 @@ def test_a_worker_sees_what_it_sees_under_torchrun(observatory: Observatory, cas
     assert "error" not in theirs[0][section], theirs[0][section]
 
 
+@pytest.mark.xdist_group("script")
 @pytest.mark.parametrize("launcher", ["torchrun", "distrain"])
 def test_what_must_be_distinct_is(observatory: Observatory, launcher: str) -> None:
     """The hash seed is the exception: a fork server gives it to all its workers, a fresh interpreter draws it."""
-    ranks = [*observatory.ranks(launcher, "script"), *observatory.ranks(launcher, "package")]
+    ranks = observatory.ranks(launcher, "script")
     for key in ranks[0]["distinct"]:
         values = [rank["distinct"][key] for rank in ranks]
         if key != "hash":
@@ -440,6 +456,7 @@ def endings(tmp_path_factory: pytest.TempPathFactory) -> Endings:
     return Endings(tmp_path_factory.mktemp("endings"))
 
 
+@pytest.mark.xdist_group("endings")
 @pytest.mark.parametrize("name", ENDINGS)
 def test_a_worker_ends_as_a_plain_interpreter_does(endings: Endings, name: str) -> None:
     plain, launched = endings.plain[name], endings.launched[name]
@@ -453,6 +470,7 @@ def test_a_worker_ends_as_a_plain_interpreter_does(endings: Endings, name: str) 
     assert launched == plain
 
 
+@pytest.mark.xdist_group("endings")
 def test_the_endings_are_of_both_kinds(endings: Endings) -> None:
     assert len(endings.failing) > 20
     assert len(endings.succeeding) > 10
