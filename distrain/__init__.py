@@ -10,9 +10,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distrain.engine import (
-        CallableEventWithFilter as CallableEventWithFilter,
-    )
+    from distrain.engine import CallableEventWithFilter as CallableEventWithFilter
+    from distrain.engine import DeterministicEngine as DeterministicEngine
+    from distrain.engine import Engine as Engine
+    from distrain.engine import EventEnum as EventEnum
+    from distrain.engine import Events as Events
+    from distrain.engine import EventsList as EventsList
+    from distrain.engine import RemovableEventHandle as RemovableEventHandle
+    from distrain.engine import State as State
     from distrain.observe import ProgressBar as ProgressBar
     from distrain.runtime import init as init
     from distrain.training import Checkpointer as Checkpointer

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.support.launching import launch, launching
 from tests.support.processes import REPOSITORY, wait_until
 from tests.support.ranks import run_alone, run_ranks
 
@@ -29,6 +30,25 @@ def test_two_ranks_learn_the_digits(tmp_path):
     assert sorted(os.listdir(os.path.join(run_dir, "checkpoints"))) == ["step-00000161", "step-00000184"]
 
 
+def test_killed_under_distrain_launch_it_goes_on_to_the_very_same_end(tmp_path):
+    ends = []
+    for interrupted in (True, False):
+        run_dir = tmp_path / f"run-{interrupted}"
+        args = ["--nproc", "2", "--device", "cpu", "--run-dir", run_dir, SCRIPT, "--epochs", "8"]
+        if interrupted:
+            with launching(*args, cwd=tmp_path) as live:
+                live.wait_for_checkpoint(run_dir)
+                live.process.kill()
+        done = launch(*args, cwd=tmp_path).check()
+        assert ("going on from" in done.stdout) == interrupted
+        assert f"run directory {run_dir}" in done.stdout
+        assert f"run directory {os.path.relpath(run_dir, tmp_path)}" in done.stderr.splitlines()[-1]
+        ends.append(end_of(done.stdout)[:2])
+    assert ends[0] == ends[1]
+    assert ends[0][0] >= 97
+
+
+@pytest.mark.deep
 @pytest.mark.timeout(240)
 def test_interrupted_it_goes_on_also_alone_and_in_mixed_precision(tmp_path):
     run_dir = tmp_path / "run"

@@ -110,6 +110,9 @@ CASES = {
     ),
 }
 
+ALWAYS = ("script", "package", "thread-variables", "standard-input")
+"""The cases of every test run; the others are deep."""
+
 SAME = [(name, section) for name, case in CASES.items() for section in case.sections if section != "distinct"]
 
 
@@ -294,7 +297,7 @@ def observatory(tmp_path_factory: pytest.TempPathFactory) -> Observatory:
 @pytest.mark.parametrize(
     ("case", "section"),
     [
-        pytest.param(case, section, id=f"{case}-{section}", marks=pytest.mark.xdist_group(case))
+        pytest.param(case, section, id=f"{case}-{section}", marks=[] if case in ALWAYS else pytest.mark.deep)
         for case, section in SAME
     ],
 )
@@ -309,7 +312,6 @@ def test_a_worker_sees_what_it_sees_under_torchrun(observatory: Observatory, cas
     assert "error" not in theirs[0][section], theirs[0][section]
 
 
-@pytest.mark.xdist_group("script")
 @pytest.mark.parametrize("launcher", ["torchrun", "distrain"])
 def test_what_must_be_distinct_is(observatory: Observatory, launcher: str) -> None:
     """The hash seed is the exception: a fork server gives it to all its workers, a fresh interpreter draws it."""
@@ -335,7 +337,7 @@ def test_default_thread_count(tmp_path: Path) -> None:
     assert (finished.stdout + finished.stderr).count("OMP_NUM_THREADS") == 1
 
 
-CHILDREN = ("set", "fork", "spawn", "forkserver", "torch")
+CHILDREN = ["set", "fork", *(pytest.param(kind, marks=pytest.mark.deep) for kind in ("spawn", "forkserver", "torch"))]
 
 
 @pytest.mark.parametrize("kind", CHILDREN)
@@ -456,7 +458,6 @@ def endings(tmp_path_factory: pytest.TempPathFactory) -> Endings:
     return Endings(tmp_path_factory.mktemp("endings"))
 
 
-@pytest.mark.xdist_group("endings")
 @pytest.mark.parametrize("name", ENDINGS)
 def test_a_worker_ends_as_a_plain_interpreter_does(endings: Endings, name: str) -> None:
     plain, launched = endings.plain[name], endings.launched[name]
@@ -470,7 +471,6 @@ def test_a_worker_ends_as_a_plain_interpreter_does(endings: Endings, name: str) 
     assert launched == plain
 
 
-@pytest.mark.xdist_group("endings")
 def test_the_endings_are_of_both_kinds(endings: Endings) -> None:
     assert len(endings.failing) > 20
     assert len(endings.succeeding) > 10

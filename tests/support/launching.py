@@ -77,6 +77,10 @@ class Live:
         path = self.run_dir / f"attempt-{attempt}" / f"rank-{rank}" / "stdout.log"
         wait_until(lambda: path.exists() and text in path.read_text(), deadline_s, what=f"{text!r} in {path}")
 
+    def wait_for_checkpoint(self, run_dir: Path, deadline_s: float = 60) -> None:
+        """Return once the run has saved its first checkpoint."""
+        wait_until(lambda: any(run_dir.glob("checkpoints/step-*")), deadline_s, what="the first checkpoint")
+
     def end(self, deadline_s: float = 30) -> tuple[int, str, str]:
         """Wait for the supervisor's own end; return its exit code and what it printed on both streams."""
         code = self.process.wait(deadline_s)
