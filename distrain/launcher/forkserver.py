@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from distrain.launcher.protocol import Channel, agent_job, worker_job
-from distrain.supervision.reaping import die_with_parent, reap
+from distrain.supervision.reaping import adopt_orphans, die_with_parent, kill_descendants, outlive_parent, reap
 
 __all__ = ["AGENT_PRELOAD", "WORKER_PRELOAD", "main", "num_threads"]
 
@@ -89,8 +89,13 @@ class _ForkServer:
                 if name in AGENT_PRELOAD:
                     raise SystemExit(1) from None
 
-    def serve(self) -> Next:
-        """Answer requests until the supervisor goes away; return in each forked child, with its work."""
+    def serve(self, supervisor_pid: int) -> Next:
+        """Answer requests until the supervisor goes away; return in each forked child, with its work.
+
+        Only this process can end what a killed supervisor leaves behind: the workers, and what they have started.
+        """
+        outlive_parent(supervisor_pid)
+        adopt_orphans()
         gc.collect()
         gc.freeze()  # the workers' garbage collector leaves it alone, so the memory stays shared
         gc.enable()
@@ -107,7 +112,8 @@ class _ForkServer:
                         return child
                 if channel.closed:
                     if channel is self._control:
-                        raise SystemExit(0)
+                        kill_descendants()
+                        os._exit(128 + signal.SIGKILL)
                     self._selector.unregister(channel)
                     channel.close()
 
@@ -243,7 +249,7 @@ def main(control_fd: int, supervisor_pid: int) -> None:
     if child is None:
         server.preload(WORKER_PRELOAD)
         server.ready()
-        child = server.serve()
+        child = server.serve(supervisor_pid)
     del server
     child()
 

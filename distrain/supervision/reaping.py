@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["adopt_orphans", "descendants", "die_with_parent", "kill_descendants", "reap"]
+__all__ = ["adopt_orphans", "descendants", "die_with_parent", "kill_descendants", "outlive_parent", "reap"]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -38,6 +38,17 @@ def die_with_parent(parent_pid: int) -> None:
             process ends at once.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(128 + signal.SIGKILL)
+
+
+def outlive_parent(parent_pid: int) -> None:
+    """Take `die_with_parent` back, for a process that has something to clean up first.
+
+    Args:
+        parent_pid: As for `die_with_parent`; when the parent is gone already, this process ends at once.
+    """
+    _prctl(_PR_SET_PDEATHSIG, 0)
     if os.getppid() != parent_pid:
         os._exit(128 + signal.SIGKILL)
 

@@ -214,12 +214,12 @@ def test_when_a_part_of_the_launcher_is_killed_the_run_ends_and_says_so(tmp_path
         assert not any(is_alive(pid) for pid in tree)
 
 
-def test_when_the_supervisor_is_killed_no_worker_survives_it(tmp_path, script):
-    with launching("--nproc", "2", script(programs.WAIT_FOR_SIGNALS), cwd=tmp_path) as live:
+def test_when_the_supervisor_is_killed_nothing_survives_it(tmp_path, script):
+    with launching("--nproc", "2", script(programs.WITH_A_CHILD), cwd=tmp_path) as live:
         for rank in (0, 1):
             live.wait_for_output("waiting", rank)
         tree = [process.pid for process in descendants(live.process.pid)]
-        assert len(tree) == 4
+        assert len(tree) == 6
         live.process.kill()
         wait_until(lambda: not any(is_alive(pid) for pid in tree), 10, what="the whole tree ends")
 
