@@ -117,6 +117,8 @@ def main(argv: Sequence[str]) -> int:
         check_program(program, cwd=Path.cwd())
     except SyntaxError as error:
         sys.stderr.write("".join(traceback.format_exception_only(type(error), error)))
+        if not program.target.endswith(".py"):
+            print(f"{program.target} does not read as Python. Use --no-python to run a command.", file=sys.stderr)
         return 1
 
     from distrain.launcher import supervisor

@@ -79,6 +79,13 @@ def test_a_script_that_does_not_parse_is_shown_as_python_shows_it(capsys, tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_text_that_is_no_python_is_pointed_to_no_python(capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("these are my notes\n")
+    code, _, err = answer(capsys, "launch", "notes.txt")
+    assert code == 1
+    assert err.splitlines()[-1] == "notes.txt does not read as Python. Use --no-python to run a command."
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_an_unwritable_run_directory(capsys, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o555)
