@@ -26,6 +26,7 @@ options:
 """
 
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"distrain {name}: {error}", file=sys.stderr)
         return EXIT_USAGE
+    except KeyboardInterrupt:  # before the command took the signals over
+        return EXIT_INTERRUPTED
     except DistrainError as error:
         print(f"distrain {name}: {error}", file=sys.stderr)
         return 1

@@ -95,8 +95,8 @@ class _Supervisor:
         """Start, watch, end, and tell."""
         spare = frozenset(descendants(os.getpid()))
         adopt_orphans()
-        self._announce()
         with self._signals() as wake_fd:
+            self._announce()
             try:
                 self._start()
                 self._watch(wake_fd)

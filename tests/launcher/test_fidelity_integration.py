@@ -110,7 +110,7 @@ CASES = {
     ),
 }
 
-ALWAYS = ("script", "package", "thread-variables", "standard-input")
+ALWAYS = ("script", "package")
 """The cases of every test run; the others are deep."""
 
 SAME = [(name, section) for name, case in CASES.items() for section in case.sections if section != "distinct"]
