@@ -220,7 +220,7 @@ class Observatory:
         self._seen: dict[tuple[str, str], list[dict[str, Any]] | Exception] = {}
 
     def ranks(self, launcher: str, name: str) -> list[dict[str, Any]]:
-        """Return what each rank saw. torchrun gets a second chance: it hangs about once in forty starts."""
+        """Return what each rank saw. torchrun gets a second chance: now and then its start hangs."""
         key = (launcher, name)
         chances = 0 if key in self._seen else 2 if launcher == "torchrun" else 1
         for _ in range(chances):
