@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from distrain.training import create_supervised_evaluator as create_supervised_evaluator
     from distrain.training import create_supervised_trainer as create_supervised_trainer
     from distrain.training import dataloader as dataloader
+    from distrain.training import detached_loss as detached_loss
     from distrain.training import prepare as prepare
+    from distrain.training import prepare_batch as prepare_batch
+    from distrain.training import supervised_evaluation_step as supervised_evaluation_step
+    from distrain.training import supervised_evaluation_step_amp as supervised_evaluation_step_amp
+    from distrain.training import supervised_training_step as supervised_training_step
+    from distrain.training import supervised_training_step_amp as supervised_training_step_amp
+    from distrain.training import supervised_training_step_apex as supervised_training_step_apex
+    from distrain.training import supervised_training_step_tpu as supervised_training_step_tpu
 
 _HOME = {
     "init": "distrain.runtime",
@@ -41,6 +49,14 @@ _HOME = {
     "CallableEventWithFilter": "distrain.engine",
     "RemovableEventHandle": "distrain.engine",
     "State": "distrain.engine",
+    "detached_loss": "distrain.training",
+    "prepare_batch": "distrain.training",
+    "supervised_evaluation_step": "distrain.training",
+    "supervised_evaluation_step_amp": "distrain.training",
+    "supervised_training_step": "distrain.training",
+    "supervised_training_step_amp": "distrain.training",
+    "supervised_training_step_apex": "distrain.training",
+    "supervised_training_step_tpu": "distrain.training",
     "LossAggregator": "distrain.training",
     "Checkpointer": "distrain.training",
     "ProgressBar": "distrain.observe",

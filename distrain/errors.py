@@ -5,7 +5,8 @@
     │   └── RunDirError            the run directory cannot be used: unwritable, owned by a live run
     ├── LaunchError                the launcher itself could not start or keep its workers
     ├── RuntimeStateError          the process group, the rank or the device is not what the call needs
-    └── CheckpointError            a checkpoint is unreadable, incomplete or belongs to something else
+    ├── CheckpointError            a checkpoint is unreadable, incomplete or belongs to something else
+    └── NonFiniteLossError         a loss is nan or infinite, and the trainer was told to raise
 
 A message says what was got, what is valid and what to do next. Plain mistakes in a call's arguments stay
 `ValueError` and `TypeError`, as everywhere in Python.
@@ -20,6 +21,7 @@ __all__ = [
     "CheckpointError",
     "DistrainError",
     "LaunchError",
+    "NonFiniteLossError",
     "RunDirError",
     "RuntimeStateError",
     "UsageError",
@@ -49,6 +51,10 @@ class RuntimeStateError(DistrainError, RuntimeError):
 
 class CheckpointError(DistrainError):
     """A checkpoint cannot be written, read or applied."""
+
+
+class NonFiniteLossError(DistrainError, ArithmeticError):
+    """A loss is nan or infinite."""
 
 
 def did_you_mean(got: str, valid: Iterable[str], *, most: int = 3) -> str:

@@ -119,6 +119,7 @@ class Engine(EventSource):
         self._dataloader_iter: Iterator[Any] | None = None
         self._init_iter: int | None = None
         self._internal_run_generator: Generator[State, None, State] | None = None
+        self._before_epoch = 0
         self._suspended_s = 0.0
         self._is_reporting = False
         self._signalled = False
@@ -290,6 +291,15 @@ class Engine(EventSource):
         """
         self.logger.info("Terminate current epoch signaled: the epoch ends after the current event.")
         self.should_terminate_single_epoch = "skip_epoch_completed" if skip_epoch_completed else True
+
+    @property
+    def is_last_iteration(self) -> bool:
+        """Whether the current iteration is the last one of its epoch or of the run, as far as is known during it.
+
+        An epoch whose length is not known, or that a handler ends, has its last iteration without notice.
+        """
+        state = self.state
+        return state.iteration in {state.max_iters, self._before_epoch + (state.epoch_length or math.inf)}
 
     @property
     def state_dict_user_keys(self) -> list[str]:
@@ -487,6 +497,7 @@ class Engine(EventSource):
         fire = self._fire_watched if is_watched else self._fire_plainly
         count, self._init_iter = self._init_iter or 0, None
         done_before = count
+        self._before_epoch = self.state.iteration - count
         is_restarted = False
         try:
             while True:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from distrain.errors import RuntimeStateError
+from distrain.runtime import xla
 from distrain.runtime.environment import WorkerEnvironment
 
 __all__ = ["choose_device"]
 
-SUPPORTED = ("cpu", "cuda", "mps")
+SUPPORTED = ("cpu", "cuda", "mps", "xla")
 
 
 def choose_device(requested: str | torch.device | None, environment: WorkerEnvironment) -> torch.device:
@@ -36,6 +37,8 @@ def choose_device(requested: str | torch.device | None, environment: WorkerEnvir
         raise ValueError(f"torch knows no device {name!r}; give one of {', '.join(SUPPORTED)} or auto.") from error
     if device.type == "cuda":
         return _cuda_device(device, environment)
+    if device.type == "xla":
+        return _xla_device(environment)
     if device.type == "mps" and environment.world_size > 1:
         raise RuntimeStateError("Device mps works with one process only: torch.distributed has no backend for it.")
     if device.type not in SUPPORTED:
@@ -61,6 +64,15 @@ def _cuda_device(device: torch.device, environment: WorkerEnvironment) -> torch.
             f"{environment.local_world_size} ranks. Start at most {visible} ranks here, or ask for device cpu."
         )
     return torch.device("cuda", index)
+
+
+def _xla_device(environment: WorkerEnvironment) -> torch.device:
+    xla.check_installed()
+    if environment.world_size > 1:
+        raise RuntimeStateError(
+            f"Device xla works with one process only in distrain {_version()}, and there are {environment.world_size}."
+        )
+    return xla.device()
 
 
 def _version() -> str:

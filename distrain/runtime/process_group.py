@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from distrain.runtime import xla
 from distrain.runtime.environment import WorkerEnvironment
 
 __all__ = ["barrier", "default_store", "destroy", "leave", "meet_in_store", "restore_excepthook", "set_up"]
@@ -100,6 +101,8 @@ def barrier(device: torch.device) -> None:
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "xla":
+        xla.wait()
     kind = "cpu" if "gloo" in str(dist.get_backend_config()) else device
     dist.all_reduce(torch.zeros(1, device=kind))
     if device.type == "cuda":

@@ -6,6 +6,8 @@ import random
 
 import torch
 
+from distrain.runtime import xla
+
 __all__ = ["seed_everything"]
 
 
@@ -26,6 +28,8 @@ def seed_everything(seed: int) -> None:
         raise ValueError(f"seed is {seed}; it must be from 0 to {2**32 - 1}, the range that NumPy's generator takes.")
     random.seed(seed)
     torch.manual_seed(seed)
+    if xla.is_in_use():
+        xla.set_random_state(seed)
     try:
         import numpy as np
     except ImportError:

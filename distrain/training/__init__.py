@@ -10,6 +10,8 @@ from distrain.training.steps import (
     supervised_evaluation_step_amp,
     supervised_training_step,
     supervised_training_step_amp,
+    supervised_training_step_apex,
+    supervised_training_step_tpu,
 )
 from distrain.training.supervised import create_supervised_evaluator, create_supervised_trainer
 from distrain.training.wrapping import prepare, unwrap
@@ -27,6 +29,8 @@ __all__ = [
     "supervised_evaluation_step_amp",
     "supervised_training_step",
     "supervised_training_step_amp",
+    "supervised_training_step_apex",
+    "supervised_training_step_tpu",
     "to_device",
     "unwrap",
 ]

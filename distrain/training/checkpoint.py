@@ -36,7 +36,10 @@ __all__ = ["Checkpointer"]
 STATE, META = "state.pt", "meta.json"
 DRAFT, DAMAGED = ".draft-", "damaged-"
 FORMAT = 1
-RESERVED = ("trainer", "scaler")
+OF_THE_TRAINER = ("scaler", "apex")
+"""What a trainer keeps in its state and every rank has alike."""
+
+RESERVED = ("trainer", "accumulation", *OF_THE_TRAINER)
 
 
 class Checkpointer:
@@ -90,7 +93,9 @@ class Checkpointer:
         the one before it is taken. Random states come back on each rank when the world size is the same.
 
         Args:
-            trainer: The trainer; its progress and `state.scaler` are saved by themselves.
+            trainer: The trainer; its progress, `state.scaler` and `state.apex` are saved by themselves. So is
+                `state.accumulation`, the gradients of an accumulation window that the checkpoint falls into: each
+                rank has its own, so where they are large, let `every` be a multiple of the accumulation steps.
             **objects: Anything with `state_dict` and `load_state_dict`, by the name to save it under. A wrapped model
                 is saved without its wrapper, so it loads at any world size.
 
@@ -105,8 +110,9 @@ class Checkpointer:
             if not (hasattr(each, "state_dict") and hasattr(each, "load_state_dict")):
                 raise TypeError(f"{name} is a {type(each).__name__}, which has no state_dict and load_state_dict.")
         self._objects = {name: unwrap(each) if isinstance(each, nn.Module) else each for name, each in objects.items()}
-        if getattr(trainer.state, "scaler", None) is not None:
-            self._objects["scaler"] = trainer.state.scaler
+        for name in OF_THE_TRAINER:
+            if getattr(trainer.state, name, None) is not None:
+                self._objects[name] = getattr(trainer.state, name)
         found = self._find()
         if found is not None:
             self._resume(trainer, found)
@@ -125,7 +131,9 @@ class Checkpointer:
             CheckpointError: It could not be written, on rank 0. Those before it are untouched.
         """
         state = trainer.state
-        random_states = gather_on_main(random_state())
+        window = getattr(state, "accumulation", None)
+        gathered = gather_on_main((random_state(), None if window is None else window.state_dict()))
+        windows = [each for _, each in gathered if each is not None]
         self._saved_step = state.iteration
         if rank_and_size()[0] != 0:
             return
@@ -142,7 +150,9 @@ class Checkpointer:
             "meta": meta,
             "objects": {name: each.state_dict() for name, each in self._objects.items()},
             "trainer": dict(trainer.state_dict()),
-            "random": random_states,
+            "random": [each for each, _ in gathered],
+            # Between windows there is nothing to go on with.
+            "windows": windows if any(each["held"] for each in windows) else [],
         }
         path = RunDir(root=self.directory.parent).checkpoint(state.iteration)
         _write(self.directory / path.name, content, meta)
@@ -215,6 +225,7 @@ class Checkpointer:
         rank, world_size = rank_and_size()
         if meta["world_size"] == world_size:
             set_random_state(content["random"][rank])
+        self._resume_window(trainer, content["windows"], path)
         self.resumed_from = path
         progress = content["trainer"]
 
@@ -223,6 +234,25 @@ class Checkpointer:
             self._set_progress(engine, progress, meta)
 
         handle = trainer.add_event_handler(Events.STARTED, set_once)
+
+    @staticmethod
+    def _resume_window(trainer: Engine, windows: list[dict[str, Any]], path: Path) -> None:
+        """Give this rank its gradients back, when the checkpoint was taken inside an accumulation window."""
+        if not windows:
+            return
+        rank, world_size = rank_and_size()
+        window = getattr(trainer.state, "accumulation", None)
+        if window is not None and len(windows) == world_size:
+            _load(window, windows[rank], f"The accumulation window in {path}")
+        elif rank == 0:
+            why = "this trainer accumulates none" if window is None else f"there are {world_size} ranks now"
+            warnings.warn(
+                f"The checkpoint {path} was taken inside an accumulation window: it holds the gradients of "
+                f"{windows[0]['held']} micro-batches on {len(windows)} ranks, and {why}. They are not used; the window "
+                "steps with the mean of the micro-batches that follow.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     def _set_progress(self, trainer: Engine, saved: dict[str, Any], meta: dict[str, Any]) -> None:
         """Set the trainer's progress, towards the goal of the run that has just started."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
-__all__ = ["positive_int"]
+from distrain.errors import did_you_mean
+
+__all__ = ["one_of", "positive_int", "positive_number"]
+
+T = TypeVar("T")
 
 
 def positive_int(name: str, value: Any) -> int:
@@ -20,3 +25,35 @@ def positive_int(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more.")
     return value
+
+
+def one_of(name: str, value: T, valid: Sequence[T]) -> T:
+    """Return the value if it is one of the valid ones.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What the user gave.
+        valid: What it may be.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if value not in valid:
+        near = did_you_mean(str(value), [each for each in valid if isinstance(each, str)])
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, valid))}.{near}")
+    return value
+
+
+def positive_number(name: str, value: Any) -> float:
+    """Return the value if it is a number above 0; infinity is one.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What the user gave.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"{name} is {value!r}; it must be a number above 0.")
+    return float(value)

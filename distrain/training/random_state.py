@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from distrain.runtime import xla
+
 __all__ = ["random_state", "set_random_state"]
 
 
 def random_state() -> dict[str, Any]:
-    """Return the states of Python's, NumPy's and torch's generators, CUDA's current device included once in use."""
+    """Return the states of Python's, NumPy's and torch's generators, the current CUDA or XLA device's once in use."""
     version, numbers, gauss = random.getstate()
     state: dict[str, Any] = {
         "python": (version, list(numbers), gauss),
@@ -19,6 +21,8 @@ def random_state() -> dict[str, Any]:
     }
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state()
+    if xla.is_in_use():
+        state["xla"] = xla.random_state()
     try:
         import numpy as np
     except ImportError:
@@ -39,6 +43,8 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+    if "xla" in state and xla.is_in_use():
+        xla.set_random_state(state["xla"])
     if "numpy" in state:
         import numpy as np
 

@@ -1,32 +1,30 @@
-"""The steps: what an engine does with one batch.
+"""The steps that an engine can run on a batch: four that train, two that evaluate, and their default parts.
 
-A training step with accumulation over N micro-batches does, in this order:
-
-    zero_grad            when (iteration - 1) % N == 0, so gradients stay for handlers until the next window
-    model.train()
-    prepare_batch, model_fn, model_transform, loss_fn
-    (loss / N).backward()     under DDP without communication, except in the last micro-batch of a window
-    optimizer.step()     when iteration % N == 0
-    output_transform     with the loss itself, not divided
+All four that train are one step, drawn in `training_step`, with another mechanism.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
 
+from distrain.runtime import xla
+from distrain.training import mechanisms
+from distrain.training.apex_amp import import_apex_amp
 from distrain.training.batches import prepare_batch as _prepare_batch
-from distrain.training.precision import autocast
-from distrain.training.wrapping import device_of, is_ddp
+from distrain.training.precision import autocast, checked_dtype
+from distrain.training.training_step import TrainingStep, training_step
+from distrain.training.wrapping import ddp_of, device_of
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
+    from typing_extensions import Unpack
 
     from distrain.engine import Engine
+    from distrain.training.training_step import StepExtras
 
 __all__ = [
     "detached_loss",
@@ -34,10 +32,13 @@ __all__ = [
     "supervised_evaluation_step_amp",
     "supervised_training_step",
     "supervised_training_step_amp",
+    "supervised_training_step_apex",
+    "supervised_training_step_tpu",
 ]
 
 Step: TypeAlias = "Callable[[Engine, Any], Any]"
 Device: TypeAlias = str | torch.device | None
+AmpDtype: TypeAlias = torch.dtype | str | None
 
 
 def detached_loss(x: Any, y: Any, y_pred: Any, loss: torch.Tensor) -> torch.Tensor:  # noqa: ARG001  # its interface
@@ -75,160 +76,195 @@ def call_model(model: nn.Module, x: Any) -> Any:
     return model(x)
 
 
-def supervised_training_step(  # noqa: PLR0917  # the specification's order
+def supervised_training_step(  # noqa: PLR0917  # the reference's order
     model: nn.Module,
     optimizer: Optimizer,
     loss_fn: Callable[..., torch.Tensor] | nn.Module,
     device: Device = None,
-    non_blocking: bool = False,  # noqa: FBT001, FBT002  # the specification's order
+    non_blocking: bool = False,  # noqa: FBT001, FBT002  # the reference's order
     prepare_batch: Callable[..., Any] = _prepare_batch,
     model_transform: Callable[[Any], Any] = same,
     output_transform: Callable[[Any, Any, Any, torch.Tensor], Any] = loss_item,
     gradient_accumulation_steps: int = 1,
     model_fn: Callable[[nn.Module, Any], Any] = call_model,
-) -> Step:
-    """Return the training step in full precision; see `create_supervised_trainer` for the arguments."""
-    num_micro = checked_accumulation(gradient_accumulation_steps)
-    without_sync = _without_sync(model, num_micro)
-
-    def step(engine: Engine, batch: Any) -> Any:
-        iteration = engine.state.iteration
-        if (iteration - 1) % num_micro == 0:
-            optimizer.zero_grad()
-        model.train()
-        x, y = prepare_batch(batch, device=device, non_blocking=non_blocking)
-        with without_sync(iteration):
-            y_pred = model_transform(model_fn(model, x))
-            loss = loss_fn(y_pred, y)
-            (loss / num_micro if num_micro > 1 else loss).backward()
-        if iteration % num_micro == 0:
-            optimizer.step()
-        return output_transform(x, y, y_pred, loss)
-
-    return step
+    **extras: Unpack[StepExtras],
+) -> TrainingStep:
+    """Return the training step in the parameters' precision; see `create_supervised_trainer` for the arguments."""
+    return training_step(
+        model,
+        optimizer,
+        loss_fn,
+        lambda batch: prepare_batch(batch, device=device, non_blocking=non_blocking),
+        model_fn,
+        model_transform,
+        output_transform,
+        mechanisms.plain(optimizer),
+        gradient_accumulation_steps,
+        **extras,
+    )
 
 
-def supervised_training_step_amp(  # noqa: PLR0917  # the specification's order
+def supervised_training_step_amp(  # noqa: PLR0917  # the reference's order
     model: nn.Module,
     optimizer: Optimizer,
     loss_fn: Callable[..., torch.Tensor] | nn.Module,
     device: Device = None,
-    non_blocking: bool = False,  # noqa: FBT001, FBT002  # the specification's order
+    non_blocking: bool = False,  # noqa: FBT001, FBT002  # the reference's order
     prepare_batch: Callable[..., Any] = _prepare_batch,
     model_transform: Callable[[Any], Any] = same,
     output_transform: Callable[[Any, Any, Any, torch.Tensor], Any] = loss_item,
     scaler: torch.amp.GradScaler | None = None,
     gradient_accumulation_steps: int = 1,
     model_fn: Callable[[nn.Module, Any], Any] = call_model,
-) -> Step:
+    *,
+    amp_dtype: AmpDtype = None,
+    **extras: Unpack[StepExtras],
+) -> TrainingStep:
     """Return the training step under torch's autocast; see `create_supervised_trainer` for the arguments.
 
     The scaler, when there is one, scales each backward pass and unscales before the optimizer's step, which it skips
     when a gradient is not finite.
     """
-    num_micro = checked_accumulation(gradient_accumulation_steps)
-    without_sync = _without_sync(model, num_micro)
-    region = autocast(_compute_device(device, model))
-
-    def step(engine: Engine, batch: Any) -> Any:
-        iteration = engine.state.iteration
-        if (iteration - 1) % num_micro == 0:
-            optimizer.zero_grad()
-        model.train()
-        x, y = prepare_batch(batch, device=device, non_blocking=non_blocking)
-        with without_sync(iteration):
-            with region:
-                y_pred = model_transform(model_fn(model, x))
-                loss = loss_fn(y_pred, y)
-            part = loss / num_micro if num_micro > 1 else loss
-            (part if scaler is None else scaler.scale(part)).backward()
-        if iteration % num_micro == 0:
-            if scaler is None:
-                optimizer.step()
-            else:
-                scaler.step(optimizer)
-                scaler.update()
-        return output_transform(x, y, y_pred, loss)
-
-    return step
-
-
-def supervised_evaluation_step(  # noqa: PLR0917  # the specification's order
-    model: nn.Module,
-    device: Device = None,
-    non_blocking: bool = False,  # noqa: FBT001, FBT002  # the specification's order
-    prepare_batch: Callable[..., Any] = _prepare_batch,
-    model_transform: Callable[[Any], Any] = same,
-    output_transform: Callable[[Any, Any, Any], Any] = prediction_and_target,
-    model_fn: Callable[[nn.Module, Any], Any] = call_model,
-) -> Step:
-    """Return the evaluation step in full precision; see `create_supervised_evaluator` for the arguments."""
-    return _evaluation_step(
-        model, device, non_blocking, prepare_batch, model_transform, output_transform, model_fn, nullcontext()
+    return training_step(
+        model,
+        optimizer,
+        loss_fn,
+        lambda batch: prepare_batch(batch, device=device, non_blocking=non_blocking),
+        model_fn,
+        model_transform,
+        output_transform,
+        mechanisms.amp(optimizer, scaler, autocast(_compute_device(device, model), checked_dtype(amp_dtype))),
+        gradient_accumulation_steps,
+        **extras,
     )
 
 
-def supervised_evaluation_step_amp(  # noqa: PLR0917  # the specification's order
+def supervised_training_step_apex(  # noqa: PLR0917  # the reference's order
     model: nn.Module,
+    optimizer: Optimizer,
+    loss_fn: Callable[..., torch.Tensor] | nn.Module,
     device: Device = None,
-    non_blocking: bool = False,  # noqa: FBT001, FBT002  # the specification's order
+    non_blocking: bool = False,  # noqa: FBT001, FBT002  # the reference's order
     prepare_batch: Callable[..., Any] = _prepare_batch,
     model_transform: Callable[[Any], Any] = same,
-    output_transform: Callable[[Any, Any, Any], Any] = prediction_and_target,
+    output_transform: Callable[[Any, Any, Any, torch.Tensor], Any] = loss_item,
+    gradient_accumulation_steps: int = 1,
     model_fn: Callable[[nn.Module, Any], Any] = call_model,
-) -> Step:
-    """Return the evaluation step under torch's autocast; see `create_supervised_evaluator` for the arguments."""
-    region = autocast(_compute_device(device, model))
-    return _evaluation_step(
-        model, device, non_blocking, prepare_batch, model_transform, output_transform, model_fn, region
-    )
+    **extras: Unpack[StepExtras],
+) -> TrainingStep:
+    """Return the training step of apex; see `create_supervised_trainer` for the arguments.
 
-
-def checked_accumulation(steps: int) -> int:
-    """Return the number of micro-batches in a window.
-
-    Args:
-        steps: What the user gave.
+    Model and optimizer must have gone through `amp.initialize`, which `distrain.prepare(…, amp_mode="apex")` calls.
 
     Raises:
-        ValueError: It is not positive.
+        ModuleNotFoundError: apex is not installed, or is a release without `amp`.
     """
-    if steps <= 0:
-        raise ValueError(
-            "Gradient_accumulation_steps must be strictly positive. "
-            "No gradient accumulation if the value set to one (default)."
-        )
-    return steps
+    return training_step(
+        model,
+        optimizer,
+        loss_fn,
+        lambda batch: prepare_batch(batch, device=device, non_blocking=non_blocking),
+        model_fn,
+        model_transform,
+        output_transform,
+        mechanisms.apex(
+            optimizer, import_apex_amp(), is_reduced=gradient_accumulation_steps > 1 and ddp_of(model) is not None
+        ),
+        gradient_accumulation_steps,
+        **extras,
+    )
 
 
-def _evaluation_step(  # noqa: PLR0917  # private, called above only
+def supervised_training_step_tpu(  # noqa: PLR0917  # the reference's order
     model: nn.Module,
-    device: Device,
-    non_blocking: bool,  # noqa: FBT001  # private, called above only
-    prepare_batch: Callable[..., Any],
-    model_transform: Callable[[Any], Any],
-    output_transform: Callable[[Any, Any, Any], Any],
-    model_fn: Callable[[nn.Module, Any], Any],
-    region: AbstractContextManager[Any],
+    optimizer: Optimizer,
+    loss_fn: Callable[..., torch.Tensor] | nn.Module,
+    device: Device = None,
+    non_blocking: bool = False,  # noqa: FBT001, FBT002  # the reference's order
+    prepare_batch: Callable[..., Any] = _prepare_batch,
+    model_transform: Callable[[Any], Any] = same,
+    output_transform: Callable[[Any, Any, Any, torch.Tensor], Any] = loss_item,
+    gradient_accumulation_steps: int = 1,
+    model_fn: Callable[[nn.Module, Any], Any] = call_model,
+    *,
+    amp_dtype: AmpDtype = None,
+    **extras: Unpack[StepExtras],
+) -> TrainingStep:
+    """Return the training step on XLA devices; see `create_supervised_trainer` for the arguments.
+
+    With an `amp_dtype` it computes in torch's autocast, else in the parameters' precision. A model wrapped in DDP has
+    its gradients reduced by DDP alone.
+
+    Raises:
+        ModuleNotFoundError: torch_xla is not installed.
+    """
+    if not xla.is_installed():
+        raise ModuleNotFoundError(
+            "torch_xla cannot be imported, please install PyTorch XLA. `pip install distrain[xla]` brings it."
+        )
+    dtype = checked_dtype(amp_dtype)
+    region = None if dtype is None else autocast(torch.device("xla"), dtype)
+    return training_step(
+        model,
+        optimizer,
+        loss_fn,
+        lambda batch: prepare_batch(batch, device=device, non_blocking=non_blocking),
+        model_fn,
+        model_transform,
+        output_transform,
+        mechanisms.xla(optimizer, region, is_reduced=ddp_of(model) is not None),
+        gradient_accumulation_steps,
+        **extras,
+    )
+
+
+def supervised_evaluation_step(  # noqa: PLR0917  # the reference's order
+    model: nn.Module,
+    device: Device = None,
+    non_blocking: bool = False,  # noqa: FBT001, FBT002  # the reference's order
+    prepare_batch: Callable[..., Any] = _prepare_batch,
+    model_transform: Callable[[Any], Any] = same,
+    output_transform: Callable[[Any, Any, Any], Any] = prediction_and_target,
+    model_fn: Callable[[nn.Module, Any], Any] = call_model,
 ) -> Step:
+    """Return the evaluation step in the parameters' precision; see `create_supervised_evaluator` for the arguments."""
+    on_xla = _compute_device(device, model).type == "xla"
+
     def step(engine: Engine, batch: Any) -> Any:  # noqa: ARG001  # the engine's interface
         model.eval()
         with torch.no_grad():
             x, y = prepare_batch(batch, device=device, non_blocking=non_blocking)
-            with region:
-                y_pred = model_transform(model_fn(model, x))
+            y_pred = model_transform(model_fn(model, x))
+            if on_xla:
+                # Metrics that add up on the device would make one graph of the whole evaluation.
+                xla.sync()
             return output_transform(x, y, y_pred)
 
     return step
 
 
-def _without_sync(model: nn.Module, num_micro: int) -> Callable[[int], AbstractContextManager[Any]]:
-    """Return what surrounds forward and backward of an iteration: DDP's `no_sync`, except at a window's end."""
-    nothing = nullcontext()
-    if num_micro == 1 or not is_ddp(model):
-        return lambda _: nothing
-    no_sync: Callable[[], AbstractContextManager[Any]] = model.no_sync  # type: ignore[assignment]
-    return lambda iteration: nothing if iteration % num_micro == 0 else no_sync()
+def supervised_evaluation_step_amp(  # noqa: PLR0917  # the reference's order
+    model: nn.Module,
+    device: Device = None,
+    non_blocking: bool = False,  # noqa: FBT001, FBT002  # the reference's order
+    prepare_batch: Callable[..., Any] = _prepare_batch,
+    model_transform: Callable[[Any], Any] = same,
+    output_transform: Callable[[Any, Any, Any], Any] = prediction_and_target,
+    model_fn: Callable[[nn.Module, Any], Any] = call_model,
+    *,
+    amp_dtype: AmpDtype = None,
+) -> Step:
+    """Return the evaluation step under torch's autocast; see `create_supervised_evaluator` for the arguments."""
+    region = autocast(_compute_device(device, model), checked_dtype(amp_dtype))
+    return supervised_evaluation_step(
+        model,
+        device,
+        non_blocking,
+        prepare_batch,
+        same,
+        output_transform,
+        region(lambda model, x: model_transform(model_fn(model, x))),
+    )
 
 
 def _compute_device(device: Device, model: nn.Module) -> torch.device:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from distrain.engine import Engine
+from distrain.engine import Engine, Events
+from distrain.runtime import xla
+from distrain.training.apex_amp import ApexLossScales
 from distrain.training.batches import prepare_batch as _prepare_batch
-from distrain.training.precision import check_amp_mode, choose_scaler
+from distrain.training.nonfinite import NonFinitePolicy
+from distrain.training.precision import check_amp_mode, checked_dtype, choose_scaler
 from distrain.training.steps import (
     call_model,
-    checked_accumulation,
     loss_item,
     prediction_and_target,
     same,
@@ -22,7 +23,11 @@ from distrain.training.steps import (
     supervised_evaluation_step_amp,
     supervised_training_step,
     supervised_training_step_amp,
+    supervised_training_step_apex,
+    supervised_training_step_tpu,
 )
+from distrain.training.training_step import TrainingStep
+from distrain.training.window import Tail
 from distrain.training.wrapping import device_of
 
 if TYPE_CHECKING:
@@ -46,6 +51,11 @@ def create_supervised_trainer(  # noqa: PLR0917  # the specification's order
     *,
     model_transform: Callable[[Any], Any] = same,
     model_fn: Callable[[nn.Module, Any], Any] = call_model,
+    amp_dtype: torch.dtype | str | None = None,
+    max_grad_norm: float | None = None,
+    accumulation_tail: Tail = "carry",
+    nonfinite_loss: NonFinitePolicy = "ignore",
+    set_to_none: bool = True,
 ) -> Engine:
     """Return an engine that trains a model; `trainer.run(loader, max_epochs=…)` starts it.
 
@@ -57,28 +67,44 @@ def create_supervised_trainer(  # noqa: PLR0917  # the specification's order
         non_blocking: Let copies from pinned memory to the GPU overlap with the host's work.
         prepare_batch: A function of `batch, device, non_blocking` that returns `(x, y)`.
         output_transform: A function of `x, y, y_pred, loss`; what it returns is `state.output`. `loss.item()` by
-            default, which waits for the device in each iteration; `detached_loss` does not.
+            default, which waits for the device in each iteration; `distrain.detached_loss` does not.
         deterministic: Use a `DeterministicEngine`.
-        amp_mode: None, `amp` (torch's autocast) or `apex`.
+        amp_mode: None, `amp` (torch's autocast) or `apex` (model and optimizer come from
+            `distrain.prepare(…, amp_mode="apex")`, or from `amp.initialize`).
         scaler: With `amp`: True for a new GradScaler, or one of your own. It is `state.scaler`. Ignored with `apex`.
         gradient_accumulation_steps: Micro-batches in a window; the optimizer steps at its end with the mean of their
-            gradients. Under DDP only the last one communicates.
+            gradients. Under DDP only the last one communicates. With more than one, `state.accumulation` is the
+            window, which `Checkpointer` saves: a run resumed inside a window goes on with its gradients.
         model_transform: A function of the model's output that returns `y_pred`.
         model_fn: A function of model and `x` that returns the model's output.
+        amp_dtype: With `amp`: `torch.float16` or `torch.bfloat16`, or its name; by default what torch's autocast takes
+            on the device, float16 on CUDA and bfloat16 on the CPU. XLA has bfloat16 only, and wants it named.
+        max_grad_norm: Clip the gradients before each step to this norm, over all parameters of the optimizer, in the
+            2-norm. `state.grad_norm` is the norm before clipping, a 0-dim tensor, None before the first step; infinity
+            only measures. Nothing waits for the device.
+        accumulation_tail: What becomes of a window that the end of an epoch cuts: `carry` goes on with it in the next
+            epoch, and the rest at the end of the run is not used; `flush` steps with the mean of what it holds, also
+            where `max_iters` ends the run; `drop` discards it.
+        nonfinite_loss: When a loss in a window is nan or infinite on any rank: `ignore` does not look, `skip` leaves
+            that window's step out and logs it, `raise` raises `NonFiniteLossError`. All ranks do the same. The latter
+            two wait for the device once in each window.
+        set_to_none: Gradients are None, not zeros, when a window begins.
 
     Raises:
-        ValueError: The mode is unknown or does not go with the device or the scaler, or the number of micro-batches is
-            not positive.
+        ValueError: A mode, a type or a policy is unknown or does not go with the device or with another argument, or a
+            number is not positive.
+        TypeError: The number of micro-batches is not a whole one.
         RuntimeError: The device is XLA and torch_xla is missing.
         ModuleNotFoundError: `apex` was asked for and is missing.
+
+    Source: `ignite.engine.create_supervised_trainer`, whose arguments the first eleven are.
     """
-    checked_accumulation(gradient_accumulation_steps)
     where = device_of(model) if device is None else torch.device(device)
-    _check_xla(where)
-    check_amp_mode(amp_mode, where, scaler)
-    if where.type == "xla" or amp_mode == "apex":
-        raise NotImplementedError(f"Training with {'device xla' if where.type == 'xla' else 'apex'} is not there yet.")
-    used_scaler = choose_scaler(scaler, where) if amp_mode == "amp" else None
+    if where.type == "xla":
+        xla.check_installed()
+    dtype = checked_dtype(amp_dtype)
+    check_amp_mode(amp_mode, where, dtype)
+    used_scaler = choose_scaler(scaler, amp_mode, where)
     common: dict[str, Any] = {
         "device": device,
         "non_blocking": non_blocking,
@@ -87,14 +113,35 @@ def create_supervised_trainer(  # noqa: PLR0917  # the specification's order
         "output_transform": output_transform,
         "gradient_accumulation_steps": gradient_accumulation_steps,
         "model_fn": model_fn,
+        "max_grad_norm": max_grad_norm,
+        "accumulation_tail": accumulation_tail,
+        "nonfinite_loss": nonfinite_loss,
+        "set_to_none": set_to_none,
     }
-    if amp_mode == "amp":
-        step = supervised_training_step_amp(model, optimizer, loss_fn, scaler=used_scaler, **common)
+    step: TrainingStep
+    if where.type == "xla":
+        step = supervised_training_step_tpu(model, optimizer, loss_fn, amp_dtype=dtype, **common)
+    elif amp_mode == "amp":
+        step = supervised_training_step_amp(model, optimizer, loss_fn, scaler=used_scaler, amp_dtype=dtype, **common)
+    elif amp_mode == "apex":
+        step = supervised_training_step_apex(model, optimizer, loss_fn, **common)
     else:
         step = supervised_training_step(model, optimizer, loss_fn, **common)
-    trainer = _engine_class(deterministic=deterministic)(step)
+    trainer = _engine_class(deterministic=deterministic)(step.function)
     if used_scaler is not None:
         trainer.state.scaler = used_scaler
+    if amp_mode == "apex":
+        trainer.state.apex = ApexLossScales()
+    if max_grad_norm is not None:
+        trainer.state.grad_norm = None
+    if deterministic and where.type == "xla":
+        trainer.add_event_handler(Events.ITERATION_STARTED, _seed_xla)
+    if gradient_accumulation_steps > 1:
+        trainer.state.accumulation = step.window
+        if accumulation_tail != "carry":
+            # The first is for an epoch that a handler ends without EPOCH_COMPLETED.
+            trainer.add_event_handler(Events.TERMINATE_SINGLE_EPOCH, step.end_epoch)
+            trainer.add_event_handler(Events.EPOCH_COMPLETED, step.end_epoch)
     return trainer
 
 
@@ -108,6 +155,8 @@ def create_supervised_evaluator(  # noqa: PLR0917  # the specification's order
     output_transform: Callable[[Any, Any, Any], Any] = prediction_and_target,
     amp_mode: str | None = None,
     model_fn: Callable[[nn.Module, Any], Any] = call_model,
+    *,
+    amp_dtype: torch.dtype | str | None = None,
 ) -> Engine:
     """Return an engine that evaluates a model: `model.eval()`, no gradients.
 
@@ -119,21 +168,33 @@ def create_supervised_evaluator(  # noqa: PLR0917  # the specification's order
         prepare_batch: As there.
         model_transform: As there.
         output_transform: A function of `x, y, y_pred`; what it returns is `state.output`, `(y_pred, y)` by default.
-        amp_mode: None or `amp`.
+        amp_mode: None or `amp`; `apex` is None here, since apex changed the model itself.
         model_fn: As there.
+        amp_dtype: As there.
 
     Raises:
-        ValueError: The mode is unknown or does not go with the device.
+        ValueError: A mode or a type is unknown or does not go with the device or with another argument.
         RuntimeError: The device is XLA and torch_xla is missing.
     """
     where = device_of(model) if device is None else torch.device(device)
-    _check_xla(where)
-    check_amp_mode(amp_mode, where, scaler=False)
-    factory = supervised_evaluation_step_amp if amp_mode == "amp" else supervised_evaluation_step
-    evaluator = Engine(factory(model, device, non_blocking, prepare_batch, model_transform, output_transform, model_fn))
+    if where.type == "xla":
+        xla.check_installed()
+    dtype = checked_dtype(amp_dtype)
+    check_amp_mode(amp_mode, where, dtype)
+    common = (model, device, non_blocking, prepare_batch, model_transform, output_transform, model_fn)
+    if amp_mode == "amp":
+        evaluator = Engine(supervised_evaluation_step_amp(*common, amp_dtype=dtype))
+    else:
+        evaluator = Engine(supervised_evaluation_step(*common))
     for name, metric in (metrics or {}).items():
         metric.attach(evaluator, name)
     return evaluator
+
+
+def _seed_xla(engine: Engine) -> None:
+    """Make what the device draws depend on the seed and the iteration alone, so that a resumed run draws the same."""
+    assert engine.state.seed is not None
+    xla.set_random_state(engine.state.seed + engine.state.iteration)
 
 
 def _engine_class(*, deterministic: bool) -> type[Engine]:
@@ -142,11 +203,3 @@ def _engine_class(*, deterministic: bool) -> type[Engine]:
     from distrain.engine import DeterministicEngine
 
     return DeterministicEngine
-
-
-def _check_xla(device: torch.device) -> None:
-    if device.type == "xla" and importlib.util.find_spec("torch_xla") is None:
-        raise RuntimeError(
-            "In order to run on TPU, please install PyTorch XLA: `pip install distrain[xla]` brings the torch_xla and "
-            "the torch that fit each other."
-        )

@@ -14,15 +14,28 @@ from torch.utils.data import DataLoader
 
 from distrain.errors import RuntimeStateError
 from distrain.runtime import rank_and_size
+from distrain.training.apex_amp import initialize
+from distrain.training.checks import one_of
 
-__all__ = ["is_ddp", "prepare", "unwrap"]
+__all__ = ["ddp_of", "device_of", "prepare", "unwrap"]
 
 WRAPPERS: tuple[type[nn.Module], ...] = (DistributedDataParallel, DataParallel)
 
-SUPPORTED = ("cpu", "cuda", "mps")
+COMPILED = "_orig_mod"
+"""Where the module that `torch.compile` returns keeps the module it was given."""
+
+SUPPORTED = ("cpu", "cuda", "mps", "xla")
+
+AMP_MODES = (None, "amp", "apex")
 
 
-def prepare(*objects: Any, ddp_options: Mapping[str, Any] | None = None) -> Any:
+def prepare(
+    *objects: Any,
+    ddp_options: Mapping[str, Any] | None = None,
+    amp_mode: str | None = None,
+    opt_level: str = "O1",
+    amp_options: Mapping[str, Any] | None = None,
+) -> Any:
     """Make models and optimizers ready for all ranks. Every rank must call it, with the same objects in order.
 
     Each module with a parameter that requires grad is wrapped in DistributedDataParallel, which gives every rank the
@@ -30,17 +43,24 @@ def prepare(*objects: Any, ddp_options: Mapping[str, Any] | None = None) -> Any:
     cost time and change the names in the state dict. Modules without such parameters, optimizers and learning-rate
     schedulers are returned as they are, once checked.
 
+    With `amp_mode="apex"` all models and optimizers first go through `amp.initialize`, which must see them before any
+    wrapper: it casts and replaces what DDP would have taken hold of.
+
     Args:
         *objects: Modules (on their device already), optimizers and schedulers.
         ddp_options: More arguments for DistributedDataParallel, such as `find_unused_parameters`.
+        amp_mode: The trainer's; only `apex` needs something to be done here.
+        opt_level: With `apex`: `O0`, `O1`, `O2` or `O3`.
+        amp_options: With `apex`: more arguments for `amp.initialize`, such as `loss_scale` or `enabled`.
 
     Returns:
         The objects in the same order: a tuple, or the one object when there is only one.
 
     Raises:
         TypeError: An object is none of these.
-        ValueError: A model is wrapped already or spread over devices, or an optimizer holds parameters of no given
-            model or on another device.
+        ValueError: A model is wrapped already or spread over devices, an optimizer holds parameters of no given model
+            or on another device, or mode or level are unknown or do not go with the device.
+        ModuleNotFoundError: `apex` was asked for, and is missing or a release without `apex.amp`.
         RuntimeStateError: The device is one that cannot be reduced on.
     """
     if not objects:
@@ -53,28 +73,32 @@ def prepare(*objects: Any, ddp_options: Mapping[str, Any] | None = None) -> Any:
     for optimizer in objects:
         if isinstance(optimizer, Optimizer) and models:
             _check_optimizer(optimizer, models)
+    one_of("amp_mode", amp_mode, AMP_MODES)
+    if amp_mode == "apex":
+        objects = _through_apex(objects, opt_level, amp_options or {})
     prepared = tuple(_wrap(each, ddp_options or {}) if isinstance(each, nn.Module) else each for each in objects)
     return prepared[0] if len(prepared) == 1 else prepared
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the module inside the wrapper, or the module itself when there is none.
+    """Return the module inside the wrappers, or the module itself when there is none.
 
     Args:
-        model: A module, perhaps from `prepare`.
+        model: A module, perhaps from `prepare`, perhaps from `torch.compile`.
     """
-    inner = model.module if isinstance(model, WRAPPERS) else model
+    inner = model.module if isinstance(model, WRAPPERS) else getattr(model, COMPILED, model)
     assert isinstance(inner, nn.Module)
-    return inner
+    return inner if inner is model else unwrap(inner)
 
 
-def is_ddp(model: Any) -> bool:
-    """Whether the model reduces its gradients by DistributedDataParallel.
+def ddp_of(model: Any) -> DistributedDataParallel | None:
+    """Return the DistributedDataParallel that reduces the model's gradients, if there is one.
 
     Args:
-        model: Any object.
+        model: Any object; a compiled model is looked into.
     """
-    return isinstance(model, DistributedDataParallel)
+    inner = getattr(model, COMPILED, model)
+    return inner if isinstance(inner, DistributedDataParallel) else None
 
 
 def _check_kind(value: Any) -> None:
@@ -91,7 +115,7 @@ def _check_model(model: nn.Module) -> None:
     if isinstance(model, WRAPPERS):
         raise ValueError(  # noqa: TRY004  # the type is right, its state is not
             f"The model is wrapped in {type(model).__name__} already. Give prepare() the bare model: what must come "
-            "before the wrapping could not be done any more."
+            "before the wrapping, such as apex's amp.initialize, could not be done any more."
         )
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) > 1:
@@ -117,6 +141,16 @@ def _check_optimizer(optimizer: Optimizer, models: list[nn.Module]) -> None:
         )
 
 
+def _through_apex(objects: tuple[Any, ...], opt_level: str, options: Mapping[str, Any]) -> tuple[Any, ...]:
+    models = [each for each in objects if isinstance(each, nn.Module)]
+    optimizers = [each for each in objects if isinstance(each, Optimizer)]
+    changed = initialize(models, optimizers, opt_level, options)
+    by_id = {
+        id(before): after for before, after in zip([*models, *optimizers], [*changed[0], *changed[1]], strict=True)
+    }
+    return tuple(by_id.get(id(each), each) for each in objects)
+
+
 def _wrap(model: nn.Module, options: Mapping[str, Any]) -> nn.Module:
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if rank_and_size()[1] == 1 or not trainable:
@@ -124,16 +158,21 @@ def _wrap(model: nn.Module, options: Mapping[str, Any]) -> nn.Module:
     device = trainable[0].device
     if device.type == "mps":
         raise RuntimeStateError("A model on mps trains in one process only: torch.distributed has no backend for it.")
+    if device.type == "xla":
+        raise RuntimeStateError(
+            "prepare() makes a model on xla ready for one process only so far. On several, give the trainer the bare "
+            "model: its step takes the mean of the gradients over all XLA devices."
+        )
     return DistributedDataParallel(
         model, **{"device_ids": [device.index] if device.type == "cuda" else None, **options}
     )
 
 
-def device_of(model: nn.Module) -> torch.device:
+def device_of(model: Any) -> torch.device:
     """Return the device of the model's first parameter, the CPU when it has none.
 
     Args:
-        model: Any module.
+        model: A module, or any other callable.
     """
-    parameter = next(model.parameters(), None)
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     return torch.device("cpu") if parameter is None else parameter.device

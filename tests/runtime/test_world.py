@@ -87,7 +87,7 @@ def test_the_run_directory_is_made_when_asked_for(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("device", "error", "message"),
     [
-        ("xla", RuntimeStateError, "not supported by distrain .*; supported are cpu, cuda, mps"),
+        ("meta", RuntimeStateError, "not supported by distrain .*; supported are cpu, cuda, mps, xla"),
         ("gpu", ValueError, "torch knows no device 'gpu'"),
     ],
 )

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
+
+from tests.engine.conftest import import_peer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -11,3 +15,9 @@ def settle_torch() -> None:
     optimizer = torch.optim.AdamW([parameter])
     parameter.sum().backward()
     optimizer.step()
+
+
+@pytest.fixture(scope="session")
+def ignite() -> ModuleType:
+    """ignite's module `ignite.engine`."""
+    return import_peer("ignite.engine")

@@ -1,7 +1,8 @@
 import dataclasses
 import subprocess
 import sys
-from collections import OrderedDict, namedtuple
+from array import array
+from collections import OrderedDict, UserDict, UserList, deque, namedtuple
 
 import pytest
 import torch
@@ -27,6 +28,31 @@ def test_nests_keep_their_types_and_move():
     assert {each.device.type for each in tensors} == {"meta"}
     assert moved["a"][1][1:] == ("text", None, 3)
     assert moved["e"].name == "n"
+
+
+@pytest.mark.parametrize("outer", [deque, UserList, lambda items: Point(*items, 0), lambda items: UserDict(a=items[0])])
+@pytest.mark.parametrize("inner", [lambda t: deque([t]), lambda t: Pair(t, "n"), lambda t: Point(t, 0), lambda t: t])
+def test_every_kind_of_nest_moves_inside_every_other(outer, inner):
+    nest = outer([inner(torch.ones(2))])
+    moved = to_device(nest, "meta")
+    assert type(moved) is type(nest)
+    held = next(iter(moved.values() if isinstance(moved, UserDict) else moved))
+    if isinstance(held, deque):
+        held = held[0]
+    tensor = held if isinstance(held, torch.Tensor) else held[0] if isinstance(held, Point) else held.x
+    assert tensor.device.type == "meta"
+
+
+def test_sequences_that_cannot_be_made_anew_stay():
+    assert to_device([range(3), array("f", [1.0])], "meta") == [range(3), array("f", [1.0])]
+
+
+def test_an_object_that_moves_itself_does():
+    class Own:
+        def to(self, device):
+            return device
+
+    assert to_device((Own(), UserList([Own()])), "meta") == ("meta", ["meta"])
 
 
 def test_what_is_there_already_is_not_copied():

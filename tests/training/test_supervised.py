@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
+import distrain
 from distrain import Engine, Events, create_supervised_evaluator, create_supervised_trainer
 from distrain.training import detached_loss
 
@@ -21,8 +22,16 @@ SPECIFICATION = [
     "amp_mode",
     "scaler",
     "gradient_accumulation_steps",
+]
+
+EXTRAS = [
     "model_transform",
     "model_fn",
+    "amp_dtype",
+    "max_grad_norm",
+    "accumulation_tail",
+    "nonfinite_loss",
+    "set_to_none",
 ]
 
 
@@ -39,8 +48,8 @@ def batches(n=6, size=4):
 
 def test_the_signature_is_the_specifications():
     parameters = inspect.signature(create_supervised_trainer).parameters
-    assert list(parameters) == SPECIFICATION
-    assert [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY] == ["model_transform", "model_fn"]
+    assert [n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD] == SPECIFICATION
+    assert [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY] == EXTRAS
 
 
 @pytest.mark.parametrize("num_micro", [1, 3])
@@ -134,6 +143,12 @@ def test_the_detached_output_does_not_wait_for_the_device(monkeypatch):
         ({"gradient_accumulation_steps": 0}, ValueError, "must be strictly positive"),
         ({"gradient_accumulation_steps": -1}, ValueError, "must be strictly positive"),
         ({"amp_mode": "apex"}, ModuleNotFoundError, "Please install apex from https://github.com/nvidia/apex.*25.05"),
+        ({"amp_mode": "amp", "amp_dtype": "fp16"}, ValueError, "amp_dtype is 'fp16'; .* one of 'float16', 'bfloat16'"),
+        ({"amp_mode": "amp", "amp_dtype": torch.float32}, ValueError, "amp_dtype is torch.float32"),
+        ({"amp_dtype": "float16"}, ValueError, "amp_dtype is torch.float16, but amp_mode is None"),
+        ({"max_grad_norm": 0}, ValueError, "max_grad_norm is 0; it must be a number above 0"),
+        ({"max_grad_norm": float("nan")}, ValueError, "max_grad_norm is nan"),
+        ({"nonfinite_loss": "rase"}, ValueError, "nonfinite_loss is 'rase'; .*Did you mean raise"),
     ],
 )
 def test_what_cannot_be_is_refused(options, error, message):
@@ -165,6 +180,97 @@ def test_the_evaluator_evaluates(amp_mode):
     assert state.metrics == {"m": 1}
     with pytest.raises(ValueError, match="one of 'amp', 'apex'"):
         create_supervised_evaluator(model, amp_mode="x")
+
+
+@pytest.mark.parametrize("dtype", ["float16", torch.float16, "bfloat16", torch.bfloat16, None])
+def test_amp_computes_in_the_type_asked_for(dtype):
+    model, optimizer = parts()
+    seen = []
+    options = {"amp_mode": "amp", "amp_dtype": dtype}
+    create_supervised_trainer(
+        model,
+        optimizer,
+        lambda y_pred, y: seen.append(y_pred.dtype) or mse_loss(y_pred, y),
+        output_transform=lambda x, y, y_pred, loss: seen.append(loss.dtype),
+        **options,
+    ).run(batches(1))
+    expected = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.bfloat16
+    assert seen == [expected, torch.float32]
+    assert create_supervised_evaluator(model, **options).run(batches(1)).output[0].dtype == expected
+    assert model.weight.dtype == model.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("options", [{}, {"amp_mode": "amp", "scaler": True}], ids=["plain", "scaler"])
+def test_clipping_is_by_the_norm_of_the_unscaled_mean_gradient(options):
+    data = batches(2)
+    model, optimizer = parts()
+    with torch.autocast("cpu", enabled=bool(options)):
+        loss = (mse_loss(model(data[0][0]), data[0][1]) + mse_loss(model(data[1][0]), data[1][1])) / 2
+    loss.backward()
+    norm = torch.sqrt(model.weight.grad.pow(2).sum() + model.bias.grad.pow(2).sum())
+    before = [p.detach().clone() for p in model.parameters()]
+    trainer = create_supervised_trainer(
+        model, optimizer, mse_loss, gradient_accumulation_steps=2, max_grad_norm=norm.item() / 4, **options
+    )
+    assert trainer.state.grad_norm is None
+    trainer.run(data)
+    assert isinstance(trainer.state.grad_norm, torch.Tensor)
+    assert trainer.state.grad_norm.item() == pytest.approx(norm.item(), rel=2e-2 if options else 1e-6)
+    moved = torch.sqrt(sum((p - q).pow(2).sum() for p, q in zip(model.parameters(), before, strict=True)))
+    assert moved.item() == pytest.approx(0.1 * norm.item() / 4, rel=1e-4)
+
+
+def test_an_infinite_max_norm_only_measures():
+    model, optimizer = parts()
+    expected, expected_optimizer = parts()
+    create_supervised_trainer(expected, expected_optimizer, mse_loss).run(batches())
+    trainer = create_supervised_trainer(model, optimizer, mse_loss, max_grad_norm=float("inf"))
+    trainer.run(batches())
+    assert torch.equal(model.weight, expected.weight)
+    assert trainer.state.grad_norm > 0
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_gradients_begin_a_window_as_none_or_as_zeros(set_to_none):
+    model, optimizer = parts()
+    trainer = create_supervised_trainer(model, optimizer, mse_loss, set_to_none=set_to_none)
+    trainer.run(batches(1))
+    seen = []
+    model.register_forward_pre_hook(lambda *_: seen.append(model.weight.grad))
+    trainer.run(batches(1))
+    if set_to_none:
+        assert seen == [None]
+    else:
+        # The very tensor that later takes the gradient, so what it was is seen in its sharing only.
+        assert seen[0] is model.weight.grad
+
+
+def test_learning_rate_schedulers_find_the_optimizers_step():
+    model, optimizer = parts()
+    trainer = create_supervised_trainer(model, optimizer, mse_loss)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: scheduler.step())  # noqa: PLW0108  # it takes an epoch
+    trainer.run(batches(2))
+    assert scheduler.get_last_lr() == pytest.approx([0.001])
+
+
+def test_the_steps_run_on_an_engine_of_ones_own():
+    data = batches()
+    expected, optimizer = parts()
+    create_supervised_trainer(expected, optimizer, mse_loss, gradient_accumulation_steps=2).run(data)
+    model, optimizer = parts()
+    step = distrain.supervised_training_step(model, optimizer, mse_loss, gradient_accumulation_steps=2)
+    Engine(step).run(data)
+    assert torch.equal(model.weight, expected.weight)
+
+
+def test_a_compiled_model_trains_as_the_plain_one():
+    expected, optimizer = parts()
+    create_supervised_trainer(expected, optimizer, mse_loss).run(batches())
+    model, optimizer = parts()
+    compiled = torch.compile(model, backend="eager")
+    create_supervised_trainer(compiled, optimizer, mse_loss).run(batches())
+    assert torch.allclose(model.weight, expected.weight)
 
 
 def test_modules_stay_small():

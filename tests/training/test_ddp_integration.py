@@ -1,0 +1,255 @@
+"""The trainer on two and on three real ranks, DDP over gloo. `ddp_scenarios` is what they run, in one world each."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.ranks import run_ranks
+from tests.training.ddp_scenarios import MECHANISMS, PAIR, RESUMED, TAILS, THREE, UNEVEN
+from tests.training.ddp_world import DDP_OPTIONS
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+PROGRAM = Path(__file__).with_name("ddp_scenarios.py")
+
+
+class World:
+    """What the ranks of one world saved."""
+
+    def __init__(self, folder, num_ranks):
+        self.done = run_ranks(folder, PROGRAM, num_ranks, deadline_s=120)
+        files = [folder / f"{num_ranks}-{rank}.pt" for rank in range(num_ranks)]
+        self.ranks = [torch.load(file) if file.exists() else {} for file in files]
+
+    def saw(self, name):
+        """Return what each rank saw in a scenario."""
+        found = [each.get(name, {"error": f"never came to it:\n{self.done.stderr[-3000:]}"}) for each in self.ranks]
+        for rank, each in enumerate(found):
+            assert "error" not in each, f"rank {rank}: {each['error']}"
+        return found
+
+    def trained(self, name, tolerance=1e-6):
+        """Return the same, of one whose weights agree with each other bit for bit and with the reference."""
+        found = self.saw(name)
+        first = found[0]
+        assert all(torch.equal(each["weights"], first["weights"]) for each in found)
+        assert torch.allclose(first["weights"], first["expected"], rtol=0, atol=tolerance)
+        return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("ddp")
+
+
+@pytest.fixture(scope="module")
+def three(folder):
+    return World(folder, 3)
+
+
+@pytest.fixture(scope="module")
+def pair(folder, three):
+    """Two ranks, which also resume from a checkpoint of the three."""
+    return World(folder, 2)
+
+
+def test_no_rank_hangs_and_all_end_well(three, pair):
+    three.done.check()
+    pair.done.check()
+    assert [each.keys() for each in three.ranks] == [THREE.keys()] * 3
+    assert [each.keys() for each in pair.ranks] == [PAIR.keys()] * 2
+
+
+def named(mechanisms):
+    """Parametrise by mechanism; apex is a stand-in, and the test's name says so."""
+    return pytest.mark.parametrize(
+        "mechanism", [pytest.param(m, id=m.replace("apex", "fake apex")) for m in mechanisms]
+    )
+
+
+def closing(num_micro, num=8):
+    return list(range(num_micro, num + 1, num_micro))
+
+
+@pytest.mark.parametrize("num_micro", [1, 2, 4])
+@named(MECHANISMS)
+def test_training_is_the_loop_by_hand_bit_for_bit_and_one_process_on_all_data(pair, mechanism, num_micro):
+    for each in pair.trained(f"training {mechanism} {num_micro}"):
+        assert torch.equal(each["weights"], each["by_hand"])
+
+
+@pytest.mark.parametrize("num_micro", [1, 2, 4])
+@named(MECHANISMS)
+def test_one_reduction_a_window_and_none_before_its_last_micro_batch(pair, mechanism, num_micro):
+    for each in pair.saw(f"training {mechanism} {num_micro}"):
+        assert each["reductions"] == each["steps"] == closing(num_micro)
+
+
+@named(MECHANISMS)
+def test_three_ranks(three, mechanism):
+    for each in three.trained(f"training {mechanism} 2"):
+        assert torch.allclose(each["weights"], each["by_hand"], rtol=0, atol=1e-6)
+        assert each["reductions"] == closing(2)
+
+
+def test_three_ranks_flush_a_tail_of_unknown_length(three):
+    assert three.trained("tail epochs flush unsized")[2]["steps"] == [3, 6, 7, 10, 13, 14]
+
+
+@pytest.mark.parametrize("num_micro", [1, 2, 4])
+def test_fake_apex_comes_before_ddp_and_unscales_at_the_end_of_a_window(pair, num_micro):
+    for each in pair.saw(f"training apex {num_micro}"):
+        first, *passes = each["calls"]
+        assert first == "initialize"
+        # One more delayed pass, of nothing, says before the last that older gradients are still scaled.
+        window = ["delayed"] * num_micro + ["unscaled"] if num_micro > 1 else ["unscaled"]
+        assert passes == window * (8 // num_micro)
+
+
+def test_fake_apex_flushes_gradients_that_are_still_scaled(pair):
+    assert pair.trained("apex tail")[0]["steps"] == [3, 5]
+
+
+def test_a_model_of_several_buckets_reduces_each_once_a_window(pair):
+    # The first reduction has one bucket fewer: DDP arranges them anew after it.
+    for each in pair.trained("buckets"):
+        assert len(each["reductions"]) > len(set(each["reductions"]))
+        assert set(each["reductions"]) == {4, 8}
+
+
+def test_nothing_else_communicates(pair):
+    """In an epoch of two windows DDP reduces twice; `flush` asks once more at its end, `skip` once a window."""
+    for each in pair.saw("communication"):
+        assert {name: len(events) for name, events in each["found"].items()} == {"carry": 2, "flush": 3, "skip": 4}
+        assert {event for events in each["found"].values() for event in events} == {"gloo:all_reduce"}
+
+
+@pytest.mark.parametrize("known", ["sized", "unsized"])
+@pytest.mark.parametrize("how", ["carry", "flush", "drop"])
+@pytest.mark.parametrize("case", TAILS)
+def test_a_tail_is_the_true_average_of_what_it_holds(pair, case, how, known):
+    windows = TAILS[case][3][how]
+    for each in pair.trained(f"tail {case} {how} {known}"):
+        assert len(each["steps"]) == len(windows)
+
+
+@pytest.mark.parametrize("mechanism", ["plain", "amp scaler"])
+@pytest.mark.parametrize("case", UNEVEN)
+def test_ranks_whose_data_ends_at_different_times_flush_the_average_over_all(pair, case, mechanism):
+    found = pair.trained(f"uneven {case} {mechanism}")
+    assert [len(each["steps"]) for each in found] == [2 * len(UNEVEN[case][1])] * 2
+
+
+def test_a_nan_in_a_tail_that_one_rank_has_no_part_in(pair):
+    assert [len(each["steps"]) for each in pair.trained("uneven nan")] == [4, 4]
+
+
+def test_a_flushed_tail_leaves_parameters_without_gradients_alone(pair):
+    for each in pair.trained("tail without gradients"):
+        assert each["touched"] == []
+
+
+@pytest.mark.parametrize("which", ["sparse", "halves", "sparse halves"])
+def test_a_flushed_tail_of_sparse_gradients_or_of_different_ones_on_each_rank(pair, which):
+    pair.trained(f"tail {which}")
+
+
+@pytest.mark.parametrize("num_micro", [1, 4])
+@named(["plain", "amp scaler", "apex"])
+def test_a_nan_on_one_rank_leaves_the_windows_step_out_on_all(pair, mechanism, num_micro):
+    left_out = 3 if num_micro == 1 else 4
+    found = pair.trained(f"skip {mechanism} {num_micro}")
+    for each in found:
+        assert each["steps"] == [end for end in closing(num_micro) if end != left_out]
+    text = f"on rank 1 (iteration 3); the other ranks' are. The optimizer's step of iteration {left_out} is left out."
+    assert [each["said"] for each in found] == [[f"The loss is not finite {text}"], []]
+    assert found[0]["scaler"] == found[1]["scaler"]
+
+
+@pytest.mark.parametrize("num_micro", [1, 4])
+@pytest.mark.parametrize("mechanism", ["plain", "amp scaler"])
+def test_a_nan_on_one_rank_raises_the_same_error_on_all(pair, mechanism, num_micro):
+    found = pair.trained(f"raise {mechanism} {num_micro}")
+    assert found[0]["text"] == found[1]["text"]
+    assert "The loss is not finite on rank 1 (iteration 6); the other ranks' are." in found[0]["text"]
+    assert [each["iteration"] for each in found] == [6 if num_micro == 1 else 8] * 2
+
+
+def test_a_nan_on_all_ranks_does_not_call_any_finite(pair):
+    for each in pair.trained("raise on all"):
+        assert "not finite on rank 0 (iteration 6), rank 1 (iteration 6). No rank has stepped" in each["text"]
+
+
+@pytest.mark.parametrize("how", ["carry", "drop"])
+def test_a_nan_in_a_window_that_is_given_up_is_forgotten(pair, how):
+    assert pair.trained(f"forgotten nan {how}")[0]["steps"] == [3, 3]
+
+
+@pytest.mark.parametrize("num_micro", [1, 4])
+@pytest.mark.parametrize("mechanism", ["plain", "amp scaler"])
+def test_the_reported_norm_is_that_of_the_averaged_unscaled_gradient(pair, mechanism, num_micro):
+    found = pair.trained(f"clip {mechanism} {num_micro}")
+    assert torch.equal(found[0]["norms"], found[1]["norms"])
+    assert torch.allclose(found[0]["norms"], found[0]["norms_expected"], rtol=1e-6)
+    assert found[0]["norms"].min() > 0.3  # so that clipping has something to do
+
+
+@pytest.mark.parametrize(("mechanism", "how", "stop"), RESUMED)
+def test_a_run_resumed_inside_a_window_is_the_uninterrupted_one(pair, mechanism, how, stop):
+    # A checkpoint at an epoch's end is taken behind the handlers that stop the run at it.
+    first = {3: 4, 6: 6, 8: 9}[stop]
+    for each in pair.trained(f"resumed {mechanism} {how} {stop}", tolerance=0):
+        assert each["same"] == {"losses": True, "optimizer": True, "scaler": True, "first": first}
+
+
+@pytest.mark.parametrize("name", DDP_OPTIONS)
+def test_options_of_ddp_resume_inside_a_window(pair, name):
+    # With a static graph the first micro-batch reduces, so the sum has another order.
+    exact = name != "static graph"
+    for each in pair.trained(f"resumed with {name}", tolerance=0 if exact else 1e-6):
+        assert each["same"] == {"losses": True, "optimizer": exact, "scaler": True, "first": 8}
+
+
+def test_fake_apex_resumes_inside_a_window(pair):
+    for each in pair.trained("apex resumed", tolerance=0):
+        assert each["same"] == {"losses": True, "optimizer": True, "scaler": True, "first": 8}
+        assert each["loaded"] == {"loss_scaler0": {"loss_scale": 8.0, "unskipped": 2}}
+
+
+def test_a_nan_before_the_checkpoint_counts_after_it(pair):
+    for each in pair.trained("nan resumed", tolerance=0):
+        assert each["same"] == {"losses": True, "optimizer": True, "scaler": True, "first": 8}
+
+
+def test_resumed_without_its_gradients_a_window_is_the_mean_of_what_it_holds(pair):
+    assert pair.trained("without gradients")[0]["steps"] == [4, 8, 12]
+
+
+def test_another_world_size_warns_and_goes_on(pair):
+    found = pair.trained("another world")
+    assert [each["steps"] for each in found] == [[8, 12]] * 2
+    (said,), nothing = [each["said"] for each in found]
+    assert "gradients of 2 micro-batches on 3 ranks, and there are 2 ranks now" in said
+    assert nothing == []
+
+
+def test_a_checkpoint_where_one_rank_alone_is_inside_a_window(pair):
+    assert [each["held"] for each in pair.trained("saved unevenly")] == [0, 2]
+
+
+@pytest.mark.parametrize("name", DDP_OPTIONS)
+def test_options_of_ddp_accumulate(pair, name):
+    for each in pair.trained(f"options {name}"):
+        assert each["reductions"] == ([1, 4, 8] if name == "static graph" else [4, 8])
+
+
+def test_a_compiled_ddp_model_does_not_reduce_before_the_last_micro_batch(pair):
+    for each in pair.trained("compiled"):
+        assert each["reductions"] == [4, 8]
+
+
+def test_without_set_to_none_gradients_are_zeros_when_a_window_begins(pair):
+    for each in pair.trained("zeros kept"):
+        assert [iteration for iteration, _ in each["seen"]] == list(range(2, 17))
+        assert [iteration for iteration, zero in each["seen"] if zero] == [5, 9, 13]
