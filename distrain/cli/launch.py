@@ -1,4 +1,4 @@
-"""`distrain launch`: read the command line, make the plan, carry it out."""
+"""`distrain launch`: read the command line, make the plan, carry it out or print it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from distrain.errors import UsageError, did_you_mean
-from distrain.plan import Program, resolve
-from distrain.plan.options import check_program
+from distrain.plan import Plan, Program, check_program, resolve
+from distrain.plan.options import GROUPS, OPTIONS, Option
+from distrain.plan.sources import given
 
 __all__ = ["main"]
 
@@ -24,54 +25,32 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}. distrain launch --help lists the options.")
 
 
-def _parser() -> tuple[_Parser, list[str]]:
-    """Return the parser and the options it knows."""
+def _parser() -> _Parser:
     parser = _Parser(
         prog="distrain launch",
         usage="distrain launch [options] script.py [args ...]\n       distrain launch [options] -m module [args ...]",
-        description="Start one process per device of this machine and run the script in each.",
+        description="Start one process per device of each node and run the script in each. Every option can be set by "
+        "DISTRAIN_<NAME> too, torchrun's also by PET_<NAME>.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    flags: list[str] = []
+    groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
+    for each in OPTIONS:
+        _add(groups[each.group], each)
+    parser.add_argument("script", nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument("args", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
 
-    def add(*names: str, aliases: tuple[str, ...] = (), **options: Any) -> None:
-        flags.extend(name for name in names if name.startswith("--"))
-        action = parser.add_argument(*names, **options)
-        if aliases:  # torchrun's spellings, which the help need not repeat
-            parser.add_argument(*aliases, dest=action.dest, **{**options, "help": argparse.SUPPRESS})
 
-    add(
-        "--nproc",
-        metavar="N|auto|cpu|gpu",
-        aliases=("--nproc-per-node", "--nproc_per_node"),
-        help="processes to start; default: one per visible accelerator, one without",
-    )
-    add("--device", metavar="auto|cpu|cuda|xla", help="what the processes compute on; default: auto")
-    add("--run-dir", metavar="DIR", help="where logs and checkpoints go; used again, the run goes on there")
-    add("--name", metavar="NAME", help="the run's name, part of a new run directory's; default: the script's")
-    add(
-        "--max-restarts",
-        metavar="N",
-        aliases=("--max_restarts",),
-        help="how often a failed group of processes is started again; default: 0",
-    )
-    add("--log-ranks", metavar="0|all|0,3", help="ranks whose output is shown; all is on disk; default: 0")
-    add(
-        "--no-fork-server",
-        dest="fork_server",
-        action="store_false",
-        help="start a plain interpreter for each rank, for programs that cannot be forked",
-    )
-    add("-m", "--module", action="store_true", help="the script is a module's name, as for python -m")
-    add(
-        "--no-python",
-        action="store_true",
-        aliases=("--no_python",),
-        help="the script is any command, started as it is",
-    )
-    add("script", nargs="?", help=argparse.SUPPRESS)
-    add("args", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    return parser, flags
+def _add(group: argparse._ArgumentGroup, each: Option) -> None:
+    """Add an option: its short and its first long spelling are shown, the others are understood."""
+    short = [word for word in each.spellings if not word.startswith("--")]
+    action = "store_const" if each.kind == "flag" else "store"
+    value = {"const": "1"} if each.kind == "flag" else {"metavar": each.metavar}
+    shown = [*short, each.flag]
+    group.add_argument(*shown, dest=each.name, action=action, help=each.help, **value)  # type: ignore[arg-type]
+    others = [word for word in each.spellings if word not in shown]
+    if others:
+        group.add_argument(*others, dest=each.name, action=action, help=argparse.SUPPRESS, **value)  # type: ignore[arg-type]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -86,41 +65,61 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UsageError: The command line, the script or the run directory cannot be used.
     """
-    parser, flags = _parser()
-    options, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flag = unknown[0].partition("=")[0]
-        hint = did_you_mean(flag, flags) or " distrain launch --help lists the options."
-        raise UsageError(f"unknown option {flag}.{hint}")
-    if options.script is None:
-        what = "module" if options.module else "command" if options.no_python else "script"
-        raise UsageError(f"no {what} given. Usage: distrain launch [options] script.py [args ...]")
-    if options.module and options.no_python:
-        raise UsageError("-m and --no-python exclude each other; a command is no module.")
-    program = Program(
-        kind="module" if options.module else "command" if options.no_python else "script",
-        target=options.script,
-        args=tuple(options.args),
-    )
-    plan = resolve(
-        program,
-        nproc=options.nproc,
-        device=options.device,
-        max_restarts=options.max_restarts,
-        log_ranks=options.log_ranks,
-        fork_server=options.fork_server,
-        name=options.name,
-        run_dir=options.run_dir,
-        environ=os.environ,
-    )
+    flags, script, args = _read(argv)
+    plan = resolve(_program(flags, script, args), flags, environ=os.environ)
+    if "dry_run" in flags:
+        sys.stdout.write(_shown(plan, json="json" in flags))
+        return 0
     try:
-        check_program(program, cwd=Path.cwd())
+        check_program(plan.program, cwd=Path.cwd())
     except SyntaxError as error:
         sys.stderr.write("".join(traceback.format_exception_only(type(error), error)))
-        if not program.target.endswith(".py"):
-            print(f"{program.target} does not read as Python. Use --no-python to run a command.", file=sys.stderr)
+        if not plan.program.target.endswith(".py"):
+            print(f"{plan.program.target} does not read as Python. Use --no-python to run a command.", file=sys.stderr)
         return 1
 
     from distrain.launcher import supervisor
 
     return supervisor.run(plan, environ=os.environ)
+
+
+def _read(argv: Sequence[str]) -> tuple[dict[str, str], str | None, list[str]]:
+    options, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        known = [word for each in OPTIONS for word in each.spellings if "_" not in word]
+        hint = did_you_mean(flag, known) or " distrain launch --help lists the options."
+        raise UsageError(f"unknown option {flag}.{hint}")
+    flags = {name: value for name, value in vars(options).items() if value is not None}
+    flags.pop("args")
+    script = flags.pop("script", None)
+    if "json" in flags and "dry_run" not in flags:
+        raise UsageError("--json belongs to --dry-run: distrain launch --dry-run --json …")
+    return flags, script, options.args
+
+
+def _program(flags: Mapping[str, str], script: str | None, args: list[str]) -> Program:
+    found = given(flags, os.environ, None)
+    kinds = [name for name in ("module", "no_python", "run_path") if name in found]
+    if {"module", "no_python"} <= set(kinds):
+        raise UsageError("-m and --no-python exclude each other; a command is no module.")
+    kind = "path" if "run_path" in kinds else {"module": "module", "no_python": "command"}.get("".join(kinds), "script")
+    if script is None:
+        what = "script" if kind == "path" else kind
+        raise UsageError(f"no {what} given. Usage: distrain launch [options] script.py [args ...]")
+    return Program(
+        kind=kind,  # type: ignore[arg-type]  # one of the four above
+        target=script,
+        args=tuple(args),
+        interpreter=os.environ.get("PYTHON_EXEC") or sys.executable,
+    )
+
+
+def _shown(plan: Plan, *, json: bool) -> str:
+    import socket
+
+    from distrain.plan import render
+    from distrain.rundir import ENV_RUN_DIR
+
+    data = render.as_data(plan, os.environ, host=socket.gethostname(), run_dir_variable=ENV_RUN_DIR)
+    return render.as_json(data) if json else render.as_text(data)

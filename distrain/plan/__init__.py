@@ -1,5 +1,7 @@
-"""The plan of a run: what will be launched, with the origin of every value."""
+"""The plan of a launch: options, sources, detection. Nothing here needs torch, and nothing here starts anything."""
 
-from distrain.plan.options import Plan, Program, Setting, resolve
+from distrain.plan.plan import Plan, resolve
+from distrain.plan.program import Program, check_program
+from distrain.plan.sources import Setting
 
-__all__ = ["Plan", "Program", "Setting", "resolve"]
+__all__ = ["Plan", "Program", "Setting", "check_program", "resolve"]

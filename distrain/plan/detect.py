@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["available_cpus", "visible_cpus", "visible_gpus"]
+__all__ = ["available_cpus", "visible_chips", "visible_cpus", "visible_gpus"]
 
 
 def visible_cpus() -> int:
@@ -72,3 +72,20 @@ def visible_gpus(environ: Mapping[str, str], root: Path = Path("/")) -> int:
             break
         seen.append(entry)
     return len(seen)
+
+
+def visible_chips(environ: Mapping[str, str], root: Path = Path("/")) -> tuple[int, str]:
+    """Return the number of XLA devices that torch_xla would start a process for, at least 1, and what was seen.
+
+    A TPU chip has a node `/dev/accel<N>`, or `/dev/vfio/<N>` since TPU v5. `PJRT_DEVICE=CPU` makes one device of
+    the CPU.
+
+    Args:
+        environ: The environment the workers will get.
+        root: Where `dev` is looked for.
+    """
+    if environ.get("PJRT_DEVICE", "").upper() == "CPU":
+        return 1, "PJRT_DEVICE=CPU"
+    chips = [path for path in (root / "dev").glob("accel[0-9]*") if path.name[5:].isdigit()]
+    chips = chips or [path for path in (root / "dev/vfio").glob("[0-9]*") if path.name.isdigit()]
+    return max(1, len(chips)), f"{len(chips)} TPU chip{'s' * (len(chips) != 1)}"

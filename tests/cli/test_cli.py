@@ -47,7 +47,7 @@ def test_version(capsys):
         (["launch"], "no script given"),
         (["launch", "-m"], "no module given"),
         (["launch", "--nproc"], "expected one argument"),
-        (["launch", "--nprocs", "2", "train.py"], "unknown option --nprocs. Did you mean --nproc?"),
+        (["launch", "--nprocs", "2", "train.py"], "unknown option --nprocs. Did you mean --nproc or"),
         (["launch", "--max-restart-count=2", "train.py"], "unknown option --max-restart-count. Did you mean"),
         (["launch", "--zzz", "train.py"], "unknown option --zzz. distrain launch --help lists the options."),
         (["launch", "--nproc", "0", "train.py"], "--nproc: got '0'"),

@@ -71,3 +71,20 @@ def test_affinity_limits_the_cpus():
         assert detect.visible_cpus() == detect.available_cpus() == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "environ", "expected"),
+    [
+        ([], {}, (1, "0 TPU chips")),
+        (["accel0", "accel1", "accel_x"], {}, (2, "2 TPU chips")),
+        (["vfio/0", "vfio/1", "vfio/2", "vfio/vfio"], {}, (3, "3 TPU chips")),
+        (["accel0", "accel1"], {"PJRT_DEVICE": "CPU"}, (1, "PJRT_DEVICE=CPU")),
+    ],
+)
+def test_xla_devices_are_counted_from_device_nodes(tmp_path, nodes, environ, expected):
+    for node in nodes:
+        path = tmp_path / "dev" / node
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert detect.visible_chips(environ, tmp_path) == expected

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import py_compile
 import re
-import zipfile
 
 import pytest
 
 from distrain.errors import UsageError
 from distrain.plan import Program, detect, resolve
-from distrain.plan.options import check_program
 
 SCRIPT = Program(kind="script", target="train.py")
+
+
+def planned(program=SCRIPT, environ=None, **flags):
+    return resolve(program, {name: text for name, text in flags.items() if text is not None}, environ=environ or {})
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def gpus(monkeypatch):
 )
 def test_nproc_and_device(gpus, num_gpus, nproc, device, expected):
     gpus(num_gpus)
-    plan = resolve(SCRIPT, nproc=nproc, device=device, environ={})
+    plan = planned(nproc=nproc, device=device)
     assert (plan.nproc, plan.device) == expected
 
 
@@ -57,7 +58,7 @@ def test_nproc_and_device(gpus, num_gpus, nproc, device, expected):
         ({"nproc": "gpu"}, "--nproc gpu: no NVIDIA GPU is visible here."),
         ({"device": "cuda"}, "--device cuda: no NVIDIA GPU is visible here"),
         ({"device": "cudo"}, "--device: got 'cudo'; valid are auto, cpu, cuda, xla. Did you mean cuda?"),
-        ({"device": "xla"}, "--device xla: this version cannot launch on XLA devices yet"),
+        ({"device": "xla", "nproc": "3"}, "--nproc: got '3' for device xla, where torch_xla starts one process for"),
         ({"max_restarts": "-2"}, "--max-restarts: got '-2'; give a whole number of at least 0."),
         ({"log_ranks": "0-3"}, "--log-ranks: got '0-3'; give all, or ranks separated by commas, such as 0,3."),
         ({"nproc": "2", "log_ranks": "0,2"}, "--log-ranks: there is no rank 2 among 2; valid are 0 to 1."),
@@ -66,14 +67,14 @@ def test_nproc_and_device(gpus, num_gpus, nproc, device, expected):
 )
 def test_what_is_not_valid_is_said_in_one_line(gpus, options, message):
     with pytest.raises(UsageError, match=re.escape(message)) as caught:
-        resolve(SCRIPT, **{"environ": {}, **options})
+        planned(**options)
     assert "\n" not in str(caught.value)
 
 
 def test_more_ranks_than_gpus_is_an_error_that_says_so(gpus):
     gpus(2)
     with pytest.raises(UsageError, match="got 3 ranks for 2 visible GPUs"):
-        resolve(SCRIPT, nproc="3", device="cuda", environ={})
+        planned(nproc="3", device="cuda")
 
 
 @pytest.mark.parametrize(
@@ -87,14 +88,15 @@ def test_more_ranks_than_gpus_is_an_error_that_says_so(gpus):
     ],
 )
 def test_threads_are_shared_out_among_the_local_ranks(gpus, nproc, environ, threads, origin):
-    plan = resolve(SCRIPT, nproc=nproc, environ=environ)
+    plan = planned(nproc=nproc, environ=environ)
     assert plan.omp_num_threads == threads
     assert plan.settings["omp_num_threads"].origin == origin
 
 
 def test_every_setting_carries_its_origin(gpus):
-    plan = resolve(SCRIPT, nproc="2", max_restarts="3", log_ranks="all", name="mine", environ={})
-    assert {name: setting.origin for name, setting in plan.settings.items()} == {
+    plan = planned(nproc="2", max_restarts="3", log_ranks="all", name="mine")
+    origins = {name: setting.origin for name, setting in plan.settings.items() if setting.value is not None}
+    assert origins == {
         "device": "detected",
         "nproc": "flag",
         "max_restarts": "flag",
@@ -102,16 +104,21 @@ def test_every_setting_carries_its_origin(gpus):
         "fork_server": "default",
         "omp_num_threads": "detected",
         "name": "flag",
-        "run_dir": "default",
+        "grace": "default",
+        "monitor_interval": "default",
+        "nnodes": "default",
+        "role": "default",
+        "signals_to_handle": "default",
+        "virtual_local_rank": "default",
     }
-    assert plan.log_ranks is None
+    assert plan.shown.ranks is None
     assert plan.name == "mine"
 
 
 def test_a_command_and_no_fork_server_start_cold(gpus):
-    assert resolve(SCRIPT, environ={}).warm
-    assert not resolve(SCRIPT, fork_server=False, environ={}).warm
-    assert not resolve(Program(kind="command", target="sh"), environ={}).warm
+    assert planned().warm
+    assert not planned(no_fork_server="1").warm
+    assert not planned(Program(kind="command", target="sh")).warm
 
 
 @pytest.mark.parametrize(
@@ -124,48 +131,3 @@ def test_a_command_and_no_fork_server_start_cold(gpus):
 def test_the_command_line_is_torchruns(program, tail, name):
     assert program.command[1:] == tail
     assert program.name == name
-
-
-class TestCheckProgram:
-    def check(self, folder, target, kind="script"):
-        check_program(Program(kind=kind, target=target), cwd=folder)
-
-    def test_a_script_a_folder_an_archive_and_bytecode_pass(self, tmp_path):
-        (tmp_path / "train.py").write_text("print(1)")
-        (tmp_path / "folder").mkdir()
-        (tmp_path / "folder" / "__main__.py").write_text("print(1)")
-        with zipfile.ZipFile(tmp_path / "app.zip", "w") as archive:
-            archive.writestr("__main__.py", "print(1)")
-        py_compile.compile(str(tmp_path / "train.py"), cfile=str(tmp_path / "train.pyc"))
-        for target in ("train.py", "folder", "app.zip", "train.pyc"):
-            self.check(tmp_path, target)
-        self.check(tmp_path, "no.such.module", "module")
-        self.check(tmp_path, "sh", "command")
-
-    def test_a_missing_script_names_the_nearest(self, tmp_path):
-        (tmp_path / "train.py").write_text("")
-        with pytest.raises(UsageError, match=r"script 'trian.py' does not exist .*Did you mean train.py\?"):
-            self.check(tmp_path, "trian.py")
-
-    def test_a_folder_without_main(self, tmp_path):
-        with pytest.raises(UsageError, match=r"without a __main__\.py"):
-            self.check(tmp_path, ".")
-
-    @pytest.mark.parametrize("content", [b"#!/bin/bash\necho hi\n", b"\x7fELF\x02\x01\0\0", b"a = 1\0"])
-    def test_what_is_no_python_is_pointed_to_no_python(self, tmp_path, content):
-        (tmp_path / "prog").write_bytes(content)
-        with pytest.raises(UsageError, match=r"not a Python script.*--no-python"):
-            self.check(tmp_path, "prog")
-
-    def test_a_script_that_does_not_parse(self, tmp_path):
-        (tmp_path / "train.py").write_text("def f(:\n")
-        with pytest.raises(SyntaxError) as caught:
-            self.check(tmp_path, "train.py")
-        assert caught.value.lineno == 1
-
-    def test_a_command_that_is_not_there_or_not_executable(self, tmp_path):
-        with pytest.raises(UsageError, match="not an executable on the PATH"):
-            self.check(tmp_path, "no-such-command-anywhere", "command")
-        (tmp_path / "plain").write_text("")
-        with pytest.raises(UsageError, match="is not executable"):
-            self.check(tmp_path, str(tmp_path / "plain"), "command")

@@ -1,0 +1,99 @@
+"""The environment of the workers: what distrain and torch add to that of the shell.
+
+torch's agent itself sets the variables of `rank_variables` when the workers start; they are worked out here for the
+plan that people read, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from distrain.plan.plan import ENV_DEVICE, Plan
+
+__all__ = ["AT_START", "consistent_with_scheduler", "rank_variables", "shared_variables"]
+
+AT_START = "(chosen at the start)"
+
+
+def shared_variables(plan: Plan, run_dir: Path | str, run_dir_variable: str) -> dict[str, str]:
+    """Return the variables that every worker gets from distrain.
+
+    Args:
+        plan: The plan.
+        run_dir: The run directory.
+        run_dir_variable: The name of the variable that tells it.
+    """
+    return {
+        **plan.profile_env,
+        "OMP_NUM_THREADS": str(plan.omp_num_threads),
+        run_dir_variable: str(run_dir),
+        ENV_DEVICE: plan.device,
+    }
+
+
+def rank_variables(plan: Plan, environ: Mapping[str, str], *, node_rank: int, local_rank: int) -> dict[str, str]:
+    """Return what torch's agent will set for one worker of the largest world the plan allows.
+
+    Args:
+        plan: The plan.
+        environ: The environment the workers inherit.
+        node_rank: The node's number.
+        local_rank: The worker's number on its node.
+    """
+    nnodes = 1 if plan.meeting is None else plan.meeting.max_nodes
+    rank, world = node_rank * plan.nproc + local_rank, nnodes * plan.nproc
+    run_id = AT_START if plan.meeting is None else plan.meeting.run_id
+    variables = {
+        "RANK": str(rank),
+        "GROUP_RANK": str(node_rank),
+        "ROLE_RANK": str(rank),
+        "ROLE_NAME": plan.role,
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(plan.nproc),
+        "WORLD_SIZE": str(world),
+        "GROUP_WORLD_SIZE": str(nnodes),
+        "ROLE_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1" if plan.meeting is None else AT_START,
+        "MASTER_PORT": AT_START,
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_MAX_RESTARTS": str(plan.max_restarts),
+        "TORCHELASTIC_RUN_ID": run_id,
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_ERROR_FILE": AT_START,
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(plan.signals),
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
+    }
+    if plan.virtual_local_rank:
+        variables |= _virtual(environ, local_rank)
+    if plan.placement is not None and plan.placement.local_task is not None:
+        task, num_tasks = plan.placement.local_task
+        variables |= {"LOCAL_RANK": str(task), "LOCAL_WORLD_SIZE": str(num_tasks)}
+    return variables | consistent_with_scheduler(environ, variables)
+
+
+def consistent_with_scheduler(environ: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:
+    """Return a scheduler's variables as they would be had it started a process for each rank.
+
+    Where it started one for each node, every worker inherits that one's number. Libraries take it for the rank, or
+    compare the two and refuse: ignite.distributed raises in every worker whose RANK is not SLURM_PROCID (ignite#2048).
+
+    Args:
+        environ: The environment that the worker inherits.
+        variables: What torch's agent sets for it.
+    """
+    if not environ.get("SLURM_JOB_ID"):
+        return {}
+    ours = {
+        "SLURM_PROCID": variables["RANK"],
+        "SLURM_LOCALID": variables["LOCAL_RANK"],
+        "SLURM_NTASKS": variables["WORLD_SIZE"],
+        "SLURM_NPROCS": variables["WORLD_SIZE"],
+    }
+    return {name: value for name, value in ours.items() if name in environ}
+
+
+def _virtual(environ: Mapping[str, str], local_rank: int) -> dict[str, str]:
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    device = str(local_rank) if not visible else visible.split(",")[local_rank]
+    return {"LOCAL_RANK": "0", "CUDA_VISIBLE_DEVICES": device}

@@ -1,0 +1,96 @@
+"""Who set what, and who wins."""
+
+from __future__ import annotations
+
+import pytest
+
+from distrain.errors import UsageError
+from distrain.plan import Program, detect, resolve
+from distrain.plan.options import GROUPS, OPTIONS
+from distrain.plan.sources import given
+
+SCRIPT = Program(kind="script", target="train.py")
+
+
+@pytest.fixture(autouse=True)
+def a_machine_without_gpus(monkeypatch):
+    monkeypatch.setattr(detect, "visible_gpus", lambda environ: 0)
+    monkeypatch.setattr(detect, "visible_cpus", lambda: 4)
+    monkeypatch.setattr(detect, "available_cpus", lambda: 4)
+
+
+def planned(folder, flags=None, profile="", **environ):
+    if profile:
+        (folder / "p.toml").write_text(profile)
+        flags = {"profile": "p.toml", **(flags or {})}
+    return resolve(SCRIPT, flags, environ=environ, cwd=folder)
+
+
+def test_the_strongest_source_wins(tmp_path):
+    everywhere = {
+        "flags": {"nproc": "1"},
+        "DISTRAIN_NPROC": "2",
+        "PET_NPROC_PER_NODE": "3",
+        "profile": "nproc = 4",
+    }
+    seen = []
+    for drop in (None, "flags", "DISTRAIN_NPROC", "PET_NPROC_PER_NODE", "profile"):
+        everywhere.pop(drop, None)
+        plan = planned(tmp_path, **everywhere)
+        seen.append((plan.nproc, plan.settings["nproc"].origin, plan.settings["nproc"].detail))
+    assert seen == [
+        (1, "flag", "--nproc"),
+        (2, "environment", "DISTRAIN_NPROC"),
+        (3, "environment", "PET_NPROC_PER_NODE"),
+        (4, "profile", "p.toml, line 1: nproc"),
+        (1, "detected", "one process where no accelerator is used"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"PET_NPROC_PER_NODE": "x"}, "PET_NPROC_PER_NODE: got 'x'; give a number of processes"),
+        ({"DISTRAIN_MAX_RESTARTS": "-1"}, "DISTRAIN_MAX_RESTARTS: got '-1'; give a whole number of at least 0."),
+        ({"PET_STANDALONE": "perhaps"}, "PET_STANDALONE: got 'perhaps'; give 1 or 0."),
+        ({"PET_MONITOR_INTERVAL": "0"}, "PET_MONITOR_INTERVAL: got '0'; give a number of seconds above 0."),
+        ({"PET_START_METHOD": "spwan"}, "PET_START_METHOD: got 'spwan'; valid are spawn, fork, forkserver. Did you"),
+        ({"PET_SIGNALS_TO_HANDLE": "SIGTREM"}, "PET_SIGNALS_TO_HANDLE: got 'SIGTREM'; .*Did you mean SIGTERM"),
+        ({"PET_SIGNALS_TO_HANDLE": "SIGKILL"}, "PET_SIGNALS_TO_HANDLE: got 'SIGKILL'; give names of signals that can"),
+        ({"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "a"}, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT: got 'a'"),
+    ],
+)
+def test_a_message_names_the_variable(tmp_path, environ, message):
+    with pytest.raises(UsageError, match=message):
+        planned(tmp_path, **environ)
+
+
+@pytest.mark.parametrize(("text", "is_on"), [("1", True), ("true", True), ("0", False), ("", False), ("false", False)])
+def test_a_variable_of_a_flag_is_on_or_off(text, is_on):
+    assert ("standalone" in given({}, {"PET_STANDALONE": text}, None)) is is_on
+
+
+def test_a_stronger_off_switches_a_weaker_on_off(tmp_path):
+    plan = planned(tmp_path, profile="no_fork_server = true", DISTRAIN_NO_FORK_SERVER="0")
+    assert plan.warm
+    assert not planned(tmp_path, profile="no_fork_server = true").warm
+
+
+def test_an_empty_variable_is_not_set(tmp_path):
+    assert planned(tmp_path, PET_NPROC_PER_NODE="").nproc == 1
+
+
+def test_torchs_own_variable_of_the_grace_is_weaker_than_all_others(tmp_path):
+    environ = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "7"}
+    assert planned(tmp_path, **environ).grace_s == 7
+    assert planned(tmp_path, {"grace": "9"}, **environ).grace_s == 9
+
+
+def test_every_option_is_listed_once_and_belongs_to_a_group():
+    names = [each.name for each in OPTIONS]
+    spellings = [word for each in OPTIONS for word in each.spellings]
+    variables = [name for each in OPTIONS for name in each.variables]
+    assert len(set(names)) == len(names)
+    assert len(set(spellings)) == len(spellings)
+    assert len(set(variables)) == len(variables)
+    assert {each.group for each in OPTIONS} == set(GROUPS)
