@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["DEFAULT_PARENT", "ENV_RUN_DIR", "RunDir", "new_run_name", "step_of", "write_atomic"]
+__all__ = ["DEFAULT_PARENT", "ENV_RUN_DIR", "RunDir", "new_run_name", "run_name_of", "step_of", "write_atomic"]
 
 ENV_RUN_DIR = "DISTRAIN_RUN_DIR"
 """The environment variable that tells a worker its run directory (an absolute path)."""
@@ -79,8 +79,15 @@ class RunDir:
         """The directory of the checkpoint taken after `step` iterations."""
         return self.checkpoints / f"step-{step:08d}"
 
+    def node_dir(self, node: str) -> Path:
+        """The directory of what another node of the same run records, by its number or its host."""
+        return self.root / f"node-{node}"
+
+    def attempt_dir(self, attempt: int) -> Path:
+        return self.root / f"attempt-{attempt}"
+
     def rank_dir(self, attempt: int, rank: int) -> Path:
-        return self.root / f"attempt-{attempt}" / f"rank-{rank}"
+        return self.attempt_dir(attempt) / f"rank-{rank}"
 
     def stdout(self, attempt: int, rank: int) -> Path:
         return self.rank_dir(attempt, rank) / "stdout.log"
@@ -98,8 +105,22 @@ def new_run_name(script: str) -> str:
     Args:
         script: The script's path or the module's name; its stem goes into the name.
     """
-    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(script).name.removesuffix(".py")).strip("-.") or "run"
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{stem[:40]}-{secrets.token_hex(3)}"
+    stem = _word(Path(script).name.removesuffix(".py"))
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{stem}-{secrets.token_hex(3)}"
+
+
+def run_name_of(run_id: str, script: str) -> str:
+    """Return the name of a run that has an id: the same on every node, and when the run is started again.
+
+    Args:
+        run_id: The id, any text.
+        script: As for `new_run_name`.
+    """
+    return f"{_word(run_id)}-{_word(Path(script).name.removesuffix('.py'))}"
+
+
+def _word(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.")[:40] or "run"
 
 
 def step_of(path: Path) -> int | None:

@@ -2,7 +2,7 @@
 
 Rendezvous, ranks, the environment of the workers, restarts: all torch's own code. Two of its parts are
 exchanged for ours, through the places torch has for that or one module attribute: how a worker is started
-(`workers.starter`) and, on a single node, the rendezvous.
+(`workers.starter`) and the rendezvous, on a single node (`rendezvous`) or around torch's own (`nodes`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import signal
 import traceback
 
+from distrain.errors import LaunchError
 from distrain.launcher.protocol import AgentJob, Channel
 
 __all__ = ["main"]
@@ -24,8 +25,16 @@ def main(job: AgentJob, channel: Channel) -> None:
         channel: The connection to the fork server, which passes reports on to the supervisor.
 
     Raises:
-        SystemExit: Always: 0 when every worker ended well, else 1, or 128+S after signal S.
+        SystemExit: Always on a single node: 0 when every worker ended well, else 1, or 128+S after signal S. Among
+            several nodes the process ends with that code at once: threads may wait for a store that is gone.
     """
+    code = _run(job, channel)
+    if job.meeting is not None:
+        os._exit(code)
+    raise SystemExit(code)
+
+
+def _run(job: AgentJob, channel: Channel) -> int:
     os.setsid()
     os.environ.clear()
     os.environ.update(job.env)
@@ -33,44 +42,60 @@ def main(job: AgentJob, channel: Channel) -> None:
     from torch.distributed.elastic.agent.server import local_elastic_agent
     from torch.distributed.elastic.multiprocessing.api import SignalException, _terminate_process_handler
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous.api import rendezvous_handler_registry
     from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
-    from distrain.launcher import rendezvous
-    from distrain.launcher.workers import RunDirLogs, starter
+    from distrain.launcher.joining import Joining, is_ours
+    from distrain.launcher.membership import EndedElsewhereError
+    from distrain.launcher.nodes import RestartsSpentError
+    from distrain.launcher.rank_logs import RunDirLogs
+    from distrain.launcher.rendezvous import settings
+    from distrain.launcher.workers import starter
 
-    for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(sig, _terminate_process_handler)
-    rendezvous_handler_registry.register(rendezvous.BACKEND, rendezvous.create)
+    for name in job.signals:
+        signal.signal(signal.Signals[name], _terminate_process_handler)
     logs = RunDirLogs(job)
+    joining = Joining(job, channel, logs) if is_ours(job.meeting) else None
     assert hasattr(local_elastic_agent, "start_processes"), "torch's elastic agent starts its workers another way now"
-    local_elastic_agent.start_processes = starter(channel, job, logs)
+    local_elastic_agent.start_processes = joining.starter() if joining else starter(channel, job, logs)
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
         nproc_per_node=job.nproc,
-        run_id=job.run_id,
-        role="default",
-        rdzv_backend=rendezvous.BACKEND,
-        rdzv_endpoint="127.0.0.1",
+        role=job.role,
         max_restarts=job.max_restarts,
-        monitor_interval=0.1,
+        monitor_interval=job.monitor_interval_s,
+        signals_to_handle=",".join(job.signals),
+        virtual_local_rank=job.virtual_local_rank,
         logs_specs=logs,
         shutdown_timeout=job.grace_s,
+        event_log_handler=job.passed.get("event_log_handler") or "null",
+        **(joining.settings() if joining else settings(job)),
     )
     try:
         launch_agent(config, job.command[0], job.command[1:])
-    except ChildFailedError as error:
-        first, _ = error.get_first_failure()
+        if joining:
+            joining.succeeded()
+    except (ChildFailedError, RestartsSpentError) as error:
+        if joining:
+            joining.failed()
+        first = error.get_first_failure()[0] if isinstance(error, ChildFailedError) else None
         channel.send("report", outcome="failed", first=first)
-        raise SystemExit(1) from None
+        return 1
     except SignalException as error:
+        if joining:
+            joining.left(int(error.sigval))
         channel.send("report", outcome="signalled", signal=int(error.sigval))
-        raise SystemExit(128 + error.sigval) from None
+        return 128 + int(error.sigval)
+    except LaunchError as error:
+        if joining:
+            joining.left(error)
+        code = error.exit_code if isinstance(error, EndedElsewhereError) else 1
+        channel.send("report", outcome="ended", error=str(error), code=code)
+        return 1
     except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor must hear of it
+        if joining:
+            joining.left(error)
         channel.send(
             "report", outcome="broken", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc()
         )
-        raise SystemExit(1) from None
+        return 1
     channel.send("report", outcome="succeeded")
-    raise SystemExit(0)
+    return 0

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import pkgutil
+import runpy
 import sys
 import threading
 import time
@@ -28,11 +29,13 @@ from typing import Any
 from distrain.launcher.protocol import WorkerJob
 from distrain.rundir import write_atomic
 
-__all__ = ["become", "run"]
+__all__ = ["become", "become_rank_of_xla", "run"]
 
 _server_main: types.ModuleType | None = None
 
 _OPENBLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
+
+_GLOO_FINISHES_S = 0.05
 
 
 def become(job: WorkerJob) -> None:
@@ -47,10 +50,25 @@ def become(job: WorkerJob) -> None:
     os.environ.clear()
     os.environ.update(job.env)
     threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # noqa: SLF001 - fork leaves the server's
+    if job.numa_binding:
+        _bind_to_numa(job)
     if not job.warm:
         os.execvpe(job.command[0], job.command, job.env)  # noqa: S606 - no shell is wanted
     _renew_random_state()
     _set_openblas_threads(job.env)
+    _let_gloo_finish()
+    _set_title(job.command)
+
+
+def become_rank_of_xla(job: WorkerJob) -> None:
+    """Give a process that torch_xla started, or one of its threads, the streams and the environment of a rank.
+
+    Args:
+        job: The rank to become.
+    """
+    _redirect(job.stdout, 1)
+    _redirect(job.stderr, 2)
+    os.environ.update(job.env)
     _set_title(job.command)
 
 
@@ -61,6 +79,16 @@ def _redirect(path: str, fd: int) -> None:
     opened = os.open(path, flags, 0o666)
     os.dup2(opened, fd)
     os.close(opened)
+
+
+def _bind_to_numa(job: WorkerJob) -> None:
+    """Bind this process to the CPUs near its GPU, by torch's own code; what it executes later inherits that."""
+    from torch.numa import binding
+
+    options = binding.NumaOptions(affinity_mode=binding.AffinityMode(job.numa_binding))
+    binding._maybe_apply_numa_binding_to_current_process(  # noqa: SLF001 - torch has no public name for it
+        gpu_index=job.local_rank, numa_options=options
+    )
 
 
 def _renew_random_state() -> None:
@@ -101,6 +129,30 @@ def _set_openblas_threads(env: Mapping[str, str]) -> None:
             library.set_num_threads(wanted)
 
 
+def _let_gloo_finish() -> None:
+    """Have gloo's threads get the interpreter once more before a program destroys its process group.
+
+    A DDP model that is freed after its group takes the group along, holding the interpreter's lock while it joins
+    gloo's threads; one of them may wait for that lock to free the last collective's tensors, and the rank hangs for
+    good (pytorch#56297). The time for that is a few milliseconds after the collective. It happens under torchrun too,
+    but a process that has all its modules in memory already is quicker from the one to the other.
+    """
+    import torch.distributed
+
+    c10d = sys.modules.get("torch.distributed.distributed_c10d")
+    if c10d is None:  # a torch without distributed
+        return
+    destroy = c10d.destroy_process_group
+
+    @functools.wraps(destroy)
+    def destroy_process_group(*args: Any, **kwargs: Any) -> None:
+        time.sleep(_GLOO_FINISHES_S)
+        destroy(*args, **kwargs)
+
+    for module in (c10d, torch.distributed):
+        vars(module)["destroy_process_group"] = destroy_process_group
+
+
 def _set_title(command: list[str]) -> None:
     """Let `ps` and `pkill -f train.py` find this process under the command line it stands for.
 
@@ -123,7 +175,9 @@ def run(job: WorkerJob) -> None:
     sys.orig_argv = list(job.command)
     try:
         _prepare(job)()
-    except SystemExit:
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            _record(end, _own_frames(end.__traceback__), job)
         raise
     except BaseException as error:
         own = _own_frames(error.__traceback__)
@@ -142,6 +196,9 @@ def _prepare(job: WorkerJob) -> Callable[[], object]:
         if not safe_path:
             sys.path.insert(0, os.getcwd())
         return functools.partial(_run_module_as_main, job.target)
+    if job.kind == "path":
+        sys.path.insert(0, "")
+        return functools.partial(runpy.run_path, job.target, run_name="__main__")
     path = _absolute(job.target)
     if pkgutil.get_importer(path) is not None:  # a folder or an archive with a __main__.py
         sys.path.insert(0, path)
@@ -189,7 +246,7 @@ def _own_frames(trace: TracebackType | None) -> int:
     """Count the frames at the bottom of the stack that are the launcher's and not the program's."""
     count = 0
     while trace is not None and (
-        trace.tb_frame.f_globals.get("__name__", "").startswith("distrain.launcher.")
+        trace.tb_frame.f_globals.get("__name__", "").startswith(("distrain.launcher.", "torch_xla."))
         or trace.tb_frame.f_code.co_filename == "<string>"
     ):
         count += 1
@@ -231,8 +288,17 @@ def _display(error: BaseException, trace: TracebackType | None) -> None:
     sys.__excepthook__(type(error), error.with_traceback(trace), trace)
 
 
+def _exit_code(error: BaseException) -> int:
+    code = error.code if isinstance(error, SystemExit) else 1
+    return code & 0xFF if isinstance(code, int) else 1
+
+
 def _record(error: BaseException, own_frames: int, job: WorkerJob) -> None:
-    """Write the uncaught exception where the supervisor finds it; a disk that is full costs only this record."""
+    """Write the uncaught exception where the supervisor finds it; a disk that is full costs only this record.
+
+    `sys.exit(7)` is recorded for its moment: until the interpreter is torn down and the process gone, its peers have
+    lost their connections to it, raised, and look like the cause.
+    """
     trace = _without(own_frames, error.__traceback__)
     lines = traceback.format_exception(type(error), error, trace)
     name = type(error).__qualname__
@@ -242,6 +308,7 @@ def _record(error: BaseException, own_frames: int, job: WorkerJob) -> None:
         "type": name if module in ("builtins", "__main__") else f"{module}.{name}",
         "message": str(error),
         "traceback": "".join(lines),
+        "exit_code": _exit_code(error),
         "monotonic_ns": time.monotonic_ns(),
     }
     with contextlib.suppress(OSError):

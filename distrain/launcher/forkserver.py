@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import select
 import selectors
 import signal
 import socket
@@ -140,6 +141,8 @@ class _ForkServer:
 
             return run_agent
         theirs.close()
+        if job.door is not None:
+            os.close(job.door)
         self._agent_pid = pid
         self._agent = Channel(ours)
         self._selector.register(self._agent, selectors.EVENT_READ)
@@ -163,8 +166,8 @@ class _ForkServer:
             assert isinstance(pid, int)
             assert isinstance(sig, int)
             self._kill(pid, sig)
-        elif op == "report":
-            self._control.send("agent_report", **{key: value for key, value in message.items() if key != "op"})
+        elif op in ("report", "note"):
+            self._control.send(f"agent_{op}", **{key: value for key, value in message.items() if key != "op"})
         else:
             raise AssertionError(f"unknown request {op!r}")
         return None
@@ -211,6 +214,7 @@ class _ForkServer:
         for pid, code in reap():
             ended = {"pid": pid, "exit_code": code, "monotonic_ns": time.monotonic_ns()}
             if pid == self._agent_pid:
+                self._hear_agent_out()
                 self._control.send("agent_exited", **ended)
             elif pid in self._workers:
                 rank = self._workers.pop(pid)
@@ -220,6 +224,13 @@ class _ForkServer:
                         self._agent.send("exited", rank=rank, **ended)
                     except OSError:
                         self._agent.closed = True
+
+    def _hear_agent_out(self) -> None:
+        """Pass on what the agent has said before it ended."""
+        while self._agent is not None and not self._agent.closed and select.select([self._agent], [], [], 0)[0]:
+            for message in self._agent.receive():
+                if message["op"] in ("report", "note"):
+                    self._answer(message)
 
     def _close(self) -> None:
         """In a child: let go of everything that is the server's."""

@@ -54,18 +54,22 @@ class Outcome:
         if root is None:
             return None
         exception = raised.get(root.rank)
-        kind, message = describe(root.exit_code, exception)
-        log = self._rundir.stderr(self.attempt, root.rank)
         ended_by_us = (-signal.SIGTERM, -signal.SIGKILL)
+        exit_code = root.exit_code
+        if exception is not None and exit_code in ended_by_us:  # it was ending when a peer's end had us end all
+            exit_code = exception["exit_code"]
+        kind, message = describe(exit_code, exception)
+        log = self._rundir.stderr(self.attempt, root.rank)
+        has_raised = exception is not None and exception["type"] != "SystemExit" and exit_code >= 0
         return Failure(
             rank=root.rank,
             host=socket.gethostname(),
             kind=kind,
             message=message,
-            exit_code=root.exit_code,
+            exit_code=exit_code,
             pid=root.pid,
             attempt=self.attempt,
-            traceback=exception["traceback"] if exception and root.exit_code >= 0 else "",
+            traceback=exception["traceback"] if exception is not None and has_raised else "",
             log_tail=tail_lines(log, _LOG_LINES),
             log_path=str(log),
             others={

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 __all__ = ["AgentJob", "Channel", "WorkerJob"]
@@ -25,7 +26,7 @@ class WorkerJob:
         rank: Global rank.
         local_rank: Rank on this node.
         attempt: The round of workers it belongs to.
-        kind: `script`, `module` or `command`.
+        kind: `script`, `module`, `path` or `command`.
         target: Path, module or executable.
         args: The program's arguments.
         command: The command line of an equal fresh process.
@@ -34,12 +35,13 @@ class WorkerJob:
         stdout: File or terminal that standard output is appended to; "" leaves it as it is.
         stderr: Likewise for standard error.
         error_file: Where an uncaught exception is recorded.
+        numa_binding: torch's name for the way to bind the process to CPUs near its GPU; "" leaves it unbound.
     """
 
     rank: int
     local_rank: int
     attempt: int
-    kind: Literal["script", "module", "command"]
+    kind: Literal["script", "module", "path", "command"]
     target: str
     args: list[str]
     command: list[str]
@@ -48,6 +50,7 @@ class WorkerJob:
     stdout: str
     stderr: str
     error_file: str
+    numa_binding: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,15 @@ class AgentJob:
         warm: As in `WorkerJob`.
         env: The environment shared by the workers.
         terminals: Rank (as text) to the devices its standard output and error are written to.
+        monitor_interval_s: How often the workers are looked at.
+        role: Their role in torch elastic.
+        signals: Names of the signals that end the run in order.
+        virtual_local_rank: As in `Plan`.
+        local_task: As in `Placement`.
+        meeting: The fields of `Meeting`; None on a single node.
+        passed: As in `Plan`.
+        door: The descriptor of the bound socket where the nodes meet, on the node that opens the place.
+        facts: What the other nodes are told: `device`, `profile`, `shared_run_dir`.
     """
 
     nproc: int
@@ -76,13 +88,22 @@ class AgentJob:
     run_dir: str
     first_attempt: int
     grace_s: int
-    kind: Literal["script", "module", "command"]
+    kind: Literal["script", "module", "path", "command"]
     target: str
     args: list[str]
     command: list[str]
     warm: bool
     env: dict[str, str]
     terminals: dict[str, list[str]]
+    monitor_interval_s: float = 0.1
+    role: str = "default"
+    signals: list[str] = field(default_factory=lambda: ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"])
+    virtual_local_rank: bool = False
+    local_task: list[int] | None = None
+    meeting: dict[str, Any] | None = None
+    passed: dict[str, str | None] = field(default_factory=dict)
+    door: int | None = None
+    facts: dict[str, str] = field(default_factory=dict)
 
 
 class Channel:
@@ -95,6 +116,7 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._pending = b""
+        self._sending = threading.Lock()
         self.closed = False
 
     def fileno(self) -> int:
@@ -113,7 +135,8 @@ class Channel:
         body = {
             key: asdict(value) if hasattr(value, "__dataclass_fields__") else value for key, value in fields.items()
         }
-        self._sock.sendall(json.dumps({"op": op, **body}).encode() + b"\n")
+        with self._sending:
+            self._sock.sendall(json.dumps({"op": op, **body}).encode() + b"\n")
 
     def receive(self) -> list[dict[str, Any]]:
         """Return the messages that have arrived, waiting for the first bytes; `closed` tells the end."""

@@ -8,14 +8,19 @@ store takes it over, so no other process can take the port in between.
 
 from __future__ import annotations
 
+import os
 import socket
 from datetime import timedelta
+from typing import Any
 
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
-from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
+from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo, rendezvous_handler_registry
 
-__all__ = ["BACKEND", "SingleNodeRendezvous", "create"]
+from distrain.launcher.protocol import AgentJob
+from distrain.plan.meeting import Meeting
+
+__all__ = ["BACKEND", "SingleNodeRendezvous", "create", "settings"]
 
 BACKEND = "distrain-single-node"
 _HOST = "127.0.0.1"
@@ -27,10 +32,15 @@ class SingleNodeRendezvous(RendezvousHandler):
     Args:
         run_id: The run's name.
         timeout_s: How long a worker waits for a key of the store.
+        host: The workers' MASTER_ADDR.
+        port: Their MASTER_PORT; 0 takes a free one.
     """
 
-    def __init__(self, run_id: str, timeout_s: float) -> None:
+    def __init__(self, run_id: str, timeout_s: float, host: str = _HOST, port: int = 0) -> None:
         self._run_id = run_id
+        self._host = host
+        self._port = port
+        self._worker_store: TCPStore | None = None
         self._timeout = timedelta(seconds=timeout_s)
         self._closed = False
 
@@ -42,18 +52,24 @@ class SingleNodeRendezvous(RendezvousHandler):
         return True
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Open the store of the next attempt; the one before it closes with its last reference."""
-        listener = socket.create_server((_HOST, 0), backlog=1024)
+        """Open the store of the next attempt's workers; the one before it has to free its port first."""
+        self._worker_store = None
+        self._worker_store, port = self._open(self._host, self._port)
+        agent_store, _ = self._open(_HOST, 0)
+        return RendezvousInfo(PrefixStore("agent", agent_store), 0, 1, RendezvousStoreInfo(self._host, port))
+
+    def _open(self, host: str, port: int) -> tuple[TCPStore, int]:
+        listener = socket.create_server((host, port), backlog=1024)
         port = listener.getsockname()[1]
         store = TCPStore(
-            _HOST,
+            host,
             port,
             is_master=True,
             wait_for_workers=False,
             timeout=self._timeout,
             master_listen_fd=listener.detach(),
         )
-        return RendezvousInfo(PrefixStore("agent", store), 0, 1, RendezvousStoreInfo(_HOST, port))
+        return store, port
 
     def is_closed(self) -> bool:
         return self._closed
@@ -69,6 +85,7 @@ class SingleNodeRendezvous(RendezvousHandler):
 
     def shutdown(self) -> bool:
         self._closed = True
+        self._worker_store = None
         return True
 
 
@@ -76,4 +93,36 @@ def create(parameters: RendezvousParameters) -> RendezvousHandler:
     """Make the handler torch's registry asks for."""
     timeout = parameters.get_as_int("timeout")
     assert timeout is not None
-    return SingleNodeRendezvous(parameters.run_id, timeout)
+    host, _, port = parameters.endpoint.rpartition(":")
+    return SingleNodeRendezvous(parameters.run_id, timeout, host.strip("[]"), int(port))
+
+
+def settings(job: AgentJob) -> dict[str, Any]:
+    """Return the fields of torch's `LaunchConfig` that say how the nodes meet.
+
+    One node meets nobody, also where the user named a place; with torch's static rendezvous its workers get the port
+    that was named. Other backends for several nodes are torch's alone.
+    """
+    meeting = None if job.meeting is None else Meeting(**job.meeting)
+    if meeting is None or (meeting.max_nodes == 1 and meeting.backend in ("c10d", "static")):
+        named = meeting is not None and meeting.backend == "static"
+        rendezvous_handler_registry.register(BACKEND, create)
+        return {
+            "min_nodes": 1,
+            "max_nodes": 1,
+            "run_id": job.run_id if meeting is None else meeting.run_id,
+            "rdzv_backend": BACKEND,
+            "rdzv_endpoint": meeting.endpoint if meeting is not None and named else f"{_HOST}:0",
+        }
+    static = meeting.backend == "static"
+    if not static:  # torch's own store of the workers would keep the keys of the attempt before
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    return {
+        "min_nodes": meeting.min_nodes,
+        "max_nodes": meeting.max_nodes,
+        "run_id": meeting.run_id,
+        "rdzv_backend": meeting.backend,
+        "rdzv_endpoint": meeting.endpoint,
+        "rdzv_configs": {**meeting.conf, **({"rank": meeting.node_rank or 0} if static else {})},
+        "local_addr": meeting.local_addr,
+    }

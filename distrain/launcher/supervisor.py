@@ -7,12 +7,12 @@ server what every process does, tells the user how the run ended, and leaves no 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections import deque
@@ -22,10 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import distrain
+from distrain.errors import UsageError
+from distrain.launcher import precheck
+from distrain.launcher.node_run_dir import open_run_dir
 from distrain.launcher.outcome import Outcome, exit_code_of
-from distrain.launcher.protocol import AgentJob, Channel
-from distrain.plan.options import ENV_DEVICE, Plan, interpreter_versions
-from distrain.rundir import DEFAULT_PARENT, ENV_RUN_DIR, RunDir, new_run_name, write_atomic
+from distrain.launcher.starting import agent_job, start_server
+from distrain.plan.environment import shared_variables
+from distrain.plan.plan import Plan, interpreter_versions
+from distrain.rundir import ENV_RUN_DIR, write_atomic
 from distrain.supervision import failure as report
 from distrain.supervision.logs import Console, PseudoTerminal, tail_lines
 from distrain.supervision.reaping import adopt_orphans, descendants, kill_descendants
@@ -33,20 +37,10 @@ from distrain.supervision.record import RunRecord
 
 __all__ = ["run"]
 
-FORK_SERVER = """\
-import sys
-if sys.path[:1] == [""]: del sys.path[0]
-sys.path.insert(0, sys.argv[3])
-from distrain.launcher.forkserver import main
-del sys.path[0]
-main(int(sys.argv[1]), int(sys.argv[2]))
-"""
-"""The fork server's program. `python -c` puts the current folder first on the path, which a rank's program may
-not see; what remains afterwards is the path of a plain interpreter."""
+_ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
+"""Signals that are always ours, because they would end this process; the plan may name more."""
 
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _SHOW_EVERY_S = 0.05
-_GRACE_S = 30
 _LAUNCHER_LOG_LINES = 15
 
 
@@ -62,12 +56,18 @@ def run(plan: Plan, *, environ: Mapping[str, str]) -> int:
         130 interrupted · 1 the launcher itself failed.
 
     Raises:
+        UsageError: What the device needs is not installed.
         RunDirError: The run directory cannot be used.
     """
-    root = plan.run_dir or Path(DEFAULT_PARENT).absolute() / new_run_name(plan.name)
-    record = RunRecord(RunDir(root=root))
+    if plan.device == "xla" and importlib.util.find_spec("torch_xla") is None:
+        raise UsageError(
+            f"device xla: torch_xla is not installed for {sys.executable}; pip install 'distrain[xla]' brings it with "
+            "the torch that fits it."
+        )
+    door = None if plan.meeting is None else precheck.open_door(plan.meeting)
+    record, shared = open_run_dir(plan, is_head=door is not None)
     try:
-        return _Supervisor(plan, record, environ).run()
+        return _Supervisor(plan, record, environ, door=door, shared_run_dir=shared).run()
     finally:
         record.close()
 
@@ -75,13 +75,23 @@ def run(plan: Plan, *, environ: Mapping[str, str]) -> int:
 class _Supervisor:
     """One run, from the first process to the last."""
 
-    def __init__(self, plan: Plan, record: RunRecord, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        record: RunRecord,
+        environ: Mapping[str, str],
+        *,
+        door: precheck.Door | None,
+        shared_run_dir: Path,
+    ) -> None:
         self._plan = plan
+        self._door = door
+        self._shared_run_dir = shared_run_dir
         self._record = record
         self._rundir = record.rundir
         self._environ = environ
         self._began_s = time.monotonic()
-        self._console = Console(prefixed=plan.log_ranks is None or len(plan.log_ranks) > 1)
+        self._console = Console(prefixed=plan.shown.only is None)
         self._terminal: PseudoTerminal | None = None
         self._outcome = Outcome(record.rundir)
         self._agent_pid = 0
@@ -89,6 +99,7 @@ class _Supervisor:
         self._pending_signals: deque[int] = deque()
         self._stopped_by: int | None = None
         self._broken: list[str] = []
+        self._began_elsewhere = False
         self._over = False
 
     def run(self) -> int:
@@ -128,56 +139,23 @@ class _Supervisor:
         self._record.event("run_started", {"run_dir": str(self._rundir.root)})
         ranks = f"{plan.nproc} rank{'s' * (plan.nproc != 1)} on {plan.device}"
         threads = f"OMP_NUM_THREADS={plan.omp_num_threads} ({plan.settings['omp_num_threads'].detail})"
-        self._say(f"{ranks} · {threads} · run directory {_shown(self._rundir.root)}")
+        self._say(f"{_node(plan)}{ranks} · {threads} · run directory {_shown(self._rundir.root)}")
 
     def _start(self) -> None:
         """Start the fork server and hand it the agent's job, which waits there until torch is imported."""
         plan = self._plan
-        env = {
-            **self._environ,
-            "OMP_NUM_THREADS": str(plan.omp_num_threads),
-            ENV_RUN_DIR: str(self._rundir.root),
-            ENV_DEVICE: plan.device,
-        }
+        env = {**self._environ, **shared_variables(plan, self._rundir.root, ENV_RUN_DIR)}
         terminals = {}
         if not self._console.prefixed and sys.stdout.isatty() and sys.stderr.isatty():
-            assert plan.log_ranks is not None
-            (shown,) = plan.log_ranks
             self._terminal = PseudoTerminal(self._console)
-            terminals[str(shown)] = self._terminal.names
-        ours, theirs = socket.socketpair()
-        with open(self._rundir.launcher_log, "ab") as log:
-            self._server = subprocess.Popen(
-                [
-                    *(sys.executable, "-u", "-c", FORK_SERVER),
-                    *(str(theirs.fileno()), str(os.getpid()), str(Path(distrain.__file__).parent.parent)),
-                ],
-                env=_fork_server_environ(env),
-                stdout=log,
-                stderr=log,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        theirs.close()
-        self._control = Channel(ours)
-        self._control.send(
-            "start_agent",
-            job=AgentJob(
-                nproc=plan.nproc,
-                max_restarts=plan.max_restarts,
-                run_id=self._rundir.root.name,
-                run_dir=str(self._rundir.root),
-                first_attempt=self._record.first_free_attempt(),
-                grace_s=_GRACE_S,
-                kind=plan.program.kind,
-                target=plan.program.target,
-                args=list(plan.program.args),
-                command=plan.program.command,
-                warm=plan.warm,
-                env=env,
-                terminals=terminals,
-            ),
-        )
+            terminals[str(plan.shown.only)] = self._terminal.names
+        door = None if self._door is None else self._door.tcp.fileno()
+        self._server, self._control = start_server(plan, env=env, log=self._rundir.launcher_log, door=door)
+        if self._door is not None:
+            self._door.tcp.close()
+        attempt = self._record.first_free_attempt()
+        job = agent_job(plan, env, self._rundir, self._shared_run_dir, attempt, terminals, door)
+        self._control.send("start_agent", job=job)
 
     def _watch(self, wake_fd: int) -> None:
         """Take in events until the agent has ended, the fork server is gone, or we are told to end at once."""
@@ -232,17 +210,20 @@ class _Supervisor:
         if self._outcome.attempt not in (-1, attempt):
             self._tell_restart()
         self._outcome.worker_started(message)
-        if self._plan.log_ranks is not None and rank not in self._plan.log_ranks:
-            return
-        stdout, stderr = self._rundir.stdout(attempt, rank), self._rundir.stderr(attempt, rank)
-        if self._terminal:
-            self._terminal.record_to(stdout, stderr)
+        streams = self._plan.shown.streams(rank, message["local_rank"])
+        paths = {"stdout": self._rundir.stdout(attempt, rank), "stderr": self._rundir.stderr(attempt, rank)}
+        if self._terminal and streams:
+            self._terminal.record_to(paths["stdout"], paths["stderr"])
         else:
-            self._console.follow(rank=rank, stream="stdout", path=stdout)
-            self._console.follow(rank=rank, stream="stderr", path=stderr)
+            for stream in streams:
+                self._console.follow(rank=rank, stream=stream, path=paths[stream])
 
     def _on_worker_exited(self, message: dict[str, Any]) -> None:
         self._outcome.worker_exited(message)
+
+    def _on_agent_note(self, message: dict[str, Any]) -> None:
+        self._began_elsewhere |= message["elsewhere"]
+        self._say(message["text"])
 
     def _on_agent_report(self, message: dict[str, Any]) -> None:
         """The agent's last word. What it would still do is tear an interpreter with torch down, which takes a while."""
@@ -252,12 +233,15 @@ class _Supervisor:
         self._over = True
 
     def _on_agent_exited(self, message: dict[str, Any]) -> None:
+        if self._agent_report:
+            return
         self._broken.append(f"the agent ended unexpectedly (exit code {message['exit_code']})")
         self._over = True
 
     def _tell_restart(self) -> None:
         failure = self._outcome.failure()
-        if failure is not None:
+        elsewhere, self._began_elsewhere = self._began_elsewhere, False
+        if failure is not None and not elsewhere:
             self._say(f"attempt {failure.attempt} failed, starting the next · {report.summary(failure)}")
 
     # Signals.
@@ -267,7 +251,9 @@ class _Supervisor:
         """Take the signals over; yield a descriptor that becomes readable when one has come."""
         read_fd, write_fd = os.pipe()
         os.set_blocking(write_fd, False)
-        ours = [sig for sig in (*_FORWARDED, signal.SIGWINCH) if signal.getsignal(sig) != signal.SIG_IGN]  # nohup
+        names = {*_ENDING, *self._plan.signals, "SIGWINCH"}
+        every = [signal.Signals[name] for name in sorted(names)]
+        ours = [sig for sig in every if signal.getsignal(sig) != signal.SIG_IGN]  # nohup
         before = {sig: signal.signal(sig, self._on_signal) for sig in ours}
         previous_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
         try:
@@ -296,7 +282,8 @@ class _Supervisor:
             if self._stopped_by is not None or self._agent_pid == 0:
                 self._over = True
             else:
-                self._say(f"{name}: passed on to the ranks, which have {_GRACE_S} s to end; once more to end them now")
+                grace = f"{self._plan.grace_s} s"
+                self._say(f"{name}: passed on to the ranks, which have {grace} to end; once more to end them now")
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self._agent_pid, number)
             self._stopped_by = self._stopped_by or number
@@ -317,6 +304,10 @@ class _Supervisor:
             for line in tail_lines(self._rundir.launcher_log, _LAUNCHER_LOG_LINES):
                 self._say(f"  {line}")
             self._say(f"failed after {took} · {where}")
+        elif self._agent_report.get("outcome") == "ended":
+            status, code = "failed", self._agent_report["code"]
+            self._say(self._agent_report["error"])
+            self._say(f"failed after {took} · exit code {code} · {where}")
         elif self._agent_report.get("outcome") == "succeeded":
             status, code = "succeeded", 0
             self._say(f"finished in {took} · {where}")
@@ -335,17 +326,19 @@ class _Supervisor:
         self._console.say(f"distrain: {text}")
 
 
+def _node(plan: Plan) -> str:
+    """Return how the first line names this node among several; nothing on a single one."""
+    meeting = plan.meeting
+    if meeting is None or meeting.max_nodes == 1:
+        return ""
+    node = "a node" if meeting.node_rank is None else f"node {meeting.node_rank}"
+    of = str(meeting.max_nodes)
+    of = of if meeting.min_nodes == meeting.max_nodes else f"{meeting.min_nodes} to {of}"
+    return f"{node} of {of}, meeting at {meeting.endpoint} ({meeting.backend}) · "
+
+
 def _shown(path: Path) -> str:
     """Return `path` as a user would type it: relative when it is below the current folder."""
     with contextlib.suppress(ValueError):
         return str(path.relative_to(Path.cwd()))
     return str(path)
-
-
-def _fork_server_environ(env: Mapping[str, str]) -> dict[str, str]:
-    """Return the fork server's own environment.
-
-    OpenBLAS starts its threads when it is loaded, and a process with threads cannot be forked safely; the
-    workers get theirs back. Asking NVML keeps torch's checks for a GPU from creating a CUDA context here.
-    """
-    return {**env, "OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}

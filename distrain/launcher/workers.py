@@ -15,51 +15,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs, PContext, RunProcsResult
+from torch.distributed.elastic.multiprocessing.api import PContext, RunProcsResult
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.utils.api import macros
 
 from distrain.errors import LaunchError
+from distrain.launcher.held_signals import HeldSignals
 from distrain.launcher.protocol import AgentJob, Channel, WorkerJob
-from distrain.rundir import RunDir
+from distrain.launcher.rank_logs import RunDirLogs
+from distrain.plan.environment import consistent_with_scheduler
 
-__all__ = ["RunDirLogs", "WarmWorkers", "starter"]
+__all__ = ["WarmWorkers", "starter"]
 
 _KILLED_DEADLINE_S = 10.0
-
-
-class RunDirLogs(LogsSpecs):
-    """Send each rank's output to the run directory, or to the terminal devices the supervisor opened for it.
-
-    Torch counts restarts; an attempt is every round of workers, also one after a change of membership, which
-    torch does not count and for which it would overwrite the logs.
-
-    Args:
-        job: The agent's job.
-    """
-
-    def __init__(self, job: AgentJob) -> None:
-        super().__init__(log_dir=job.run_dir)
-        self._rundir = RunDir(root=Path(job.run_dir))
-        self._terminals = job.terminals
-        self.attempt = job.first_attempt - 1
-
-    @property
-    def root_log_dir(self) -> str:
-        return str(self._root_log_dir)
-
-    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
-        """Make the folders of the next attempt and tell where each local rank's output goes."""
-        self.attempt += 1
-        stdouts, stderrs, error_files = {}, {}, {}
-        for local_rank, env in envs.items():
-            rank = int(env["RANK"])
-            folder = self._rundir.rank_dir(self.attempt, rank)
-            folder.mkdir(parents=True, exist_ok=True)
-            streams = self._terminals.get(str(rank))
-            stdouts[local_rank] = streams[0] if streams else str(self._rundir.stdout(self.attempt, rank))
-            stderrs[local_rank] = streams[1] if streams else str(self._rundir.stderr(self.attempt, rank))
-            error_files[local_rank] = env["TORCHELASTIC_ERROR_FILE"] = str(folder / "error.json")
-        return LogsDest(stdouts, stderrs, {}, {}, error_files)
 
 
 class WarmWorkers(PContext):
@@ -76,7 +44,9 @@ class WarmWorkers(PContext):
     def __init__(
         self, channel: Channel, job: AgentJob, *, logs: RunDirLogs, name: str, envs: dict[int, dict[str, str]]
     ) -> None:
-        super().__init__(name, job.target, dict.fromkeys(envs, ()), envs, logs)
+        filters = [_words(job.passed.get(f"duplicate_{stream}_filters")) for stream in ("stdout", "stderr")]
+        super().__init__(name, job.target, dict.fromkeys(envs, ()), envs, logs, None, *filters)
+        del self._tail_logs[:2]  # they would show the ranks' output, which the supervisor does
         self._channel = channel
         self._job = job
         self._attempt = logs.attempt
@@ -85,21 +55,32 @@ class WarmWorkers(PContext):
         self._failures: dict[int, ProcessFailure] = {}
 
     def _start(self) -> None:
+        self._held_signals = HeldSignals(self._job.signals)
+        try:
+            self._spawn()
+        except BaseException:
+            self._held_signals.release()
+            raise
+
+    def _spawn(self) -> None:
         job = self._job
         for local_rank, env in self.envs.items():
+            if job.local_task is not None:  # the scheduler started a process for each rank: this one's place is there
+                env.update(LOCAL_RANK=str(job.local_task[0]), LOCAL_WORLD_SIZE=str(job.local_task[1]))
             worker = WorkerJob(
                 rank=int(env["RANK"]),
                 local_rank=local_rank,
                 attempt=self._attempt,
                 kind=job.kind,
                 target=job.target,
-                args=job.args,
-                command=job.command,
+                args=macros.substitute(job.args, str(local_rank)),
+                command=macros.substitute(job.command, str(local_rank)),
                 warm=job.warm,
-                env={**os.environ, **env},
+                env={**os.environ, **env, **consistent_with_scheduler(os.environ, env)},
                 stdout=self.stdouts[local_rank],
                 stderr=self.stderrs[local_rank],
                 error_file=str(Path(self.error_files[local_rank]).with_name("exception.json")),
+                numa_binding=job.passed.get("numa_binding") or "",
             )
             self._channel.send("spawn", job=worker)
         while len(self._pids) < self.nprocs:
@@ -139,7 +120,8 @@ class WarmWorkers(PContext):
         return result
 
     def pids(self) -> dict[int, int]:
-        """Return the pid of each local rank."""
+        """Return the pid of each local rank. Torch asks as soon as it could end them."""
+        self._held_signals.release()
         return dict(self._pids)
 
     def _close(self, death_sig: signal.Signals, timeout: int = 30) -> None:
@@ -155,6 +137,11 @@ class WarmWorkers(PContext):
             deadline = time.monotonic() + wait_s
             while len(self._exit_codes) < len(self._pids) and (left_s := deadline - time.monotonic()) > 0:
                 self._listen(left_s)
+
+
+def _words(text: str | None) -> list[str] | None:
+    """Read torchrun's list: separated by commas, a doubled comma stands for one."""
+    return None if text is None else [word.replace("\0", ",") for word in text.replace(",,", "\0").split(",") if word]
 
 
 def starter(channel: Channel, job: AgentJob, logs: RunDirLogs) -> Callable[..., PContext]:

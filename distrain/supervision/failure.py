@@ -69,8 +69,8 @@ class Failure:
 def find_root_cause(exits: Sequence[Exit], raised_ns: Mapping[int, int]) -> Exit | None:
     """Return the exit that came first among the bad ones.
 
-    A rank that raised failed when it raised: it may still have been ending while its peers, cut off from it,
-    were gone already.
+    A rank that raised failed when it raised, also with `sys.exit(1)`: it may still have been ending while its peers,
+    cut off from it, were gone already.
 
     Args:
         exits: The exits of one attempt, but for those we asked for.
@@ -85,12 +85,12 @@ def describe(exit_code: int, exception: Mapping[str, Any] | None) -> tuple[str, 
 
     Args:
         exit_code: The worker's; -S when signal S ended it.
-        exception: What `bootstrap` recorded of its uncaught exception, if it had one.
+        exception: What `bootstrap` recorded of its uncaught exception, if it had one; also of a SystemExit.
     """
     if exit_code < 0:
         name = signal_name(-exit_code)
         return name, _SIGNALS.get(name, "ended by this signal")
-    if exception is not None:
+    if exception is not None and exception["type"] != "SystemExit":
         return str(exception["type"]), str(exception["message"]).strip().split("\n", 1)[0]
     return f"exit code {exit_code}", "the program ended itself with this code"
 

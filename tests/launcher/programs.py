@@ -86,3 +86,22 @@ if len(sys.argv) > 1:
     sys.exit(0)
 child.wait()
 """
+
+DESTROY_AT_ONCE = """\
+import os, sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+rank = int(os.environ["RANK"])
+
+def once(number):
+    dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/{number}", rank=rank, world_size=2)
+    model = DistributedDataParallel(torch.nn.Linear(4, 1))
+    model(torch.ones(2, 4)).sum().backward()
+    dist.all_gather([torch.zeros(1) for _ in range(2)], torch.ones(1))
+    dist.destroy_process_group()
+
+for number in range(20):
+    once(number)
+"""

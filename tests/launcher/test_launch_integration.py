@@ -48,6 +48,11 @@ def test_two_ranks_train_together_and_their_output_is_kept(tmp_path, script, how
     assert record["versions"]["torch"]
 
 
+def test_a_program_that_destroys_its_group_at_once_does_not_hang(tmp_path, script):
+    """torch frees the group holding the interpreter's lock, for which gloo's thread may wait (pytorch#56297)."""
+    launch("--nproc", "2", script(programs.DESTROY_AT_ONCE), tmp_path, cwd=tmp_path).check()
+
+
 def test_torch_is_imported_once_for_all_ranks_and_attempts(tmp_path, script):
     counted = tmp_path / "imports"
     hook = tmp_path / "hook"
@@ -159,6 +164,14 @@ def test_a_signal_reaches_every_rank_and_ends_the_run(tmp_path, script, sig, cod
         for rank in (0, 1):
             assert log(live.run_dir, rank).splitlines() == ["waiting", f"got {sig.name}"]
         assert json.loads((live.run_dir / "run.json").read_text())["status"] == "interrupted"
+
+
+def test_a_signal_while_ranks_are_being_started_reaches_those_that_run(tmp_path, script):
+    with launching("--nproc", "12", script(programs.WAIT_FOR_SIGNALS), cwd=tmp_path) as live:
+        live.wait_for_output("waiting")
+        live.process.send_signal(signal.SIGINT)
+        assert live.end()[0] == 130
+        assert log(live.run_dir, 0).splitlines() == ["waiting", "got SIGINT"]
 
 
 def test_under_nohup_the_run_outlives_the_terminal(tmp_path, script):

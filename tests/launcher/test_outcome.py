@@ -37,6 +37,37 @@ def test_exit_codes(outcome, code, expected):
     assert exit_code_of(outcome.failure()) == expected
 
 
+def raised(tmp_path, attempt, rank, **record):
+    folder = RunDir(root=tmp_path).rank_dir(attempt, rank)
+    folder.mkdir(parents=True)
+    record = {"message": "", "traceback": f"Traceback of {record['type']}", "exit_code": 1} | record
+    (folder / "exception.json").write_text(json.dumps(record))
+
+
+def test_a_rank_that_left_by_sys_exit_is_the_cause_though_a_peer_raised_before_it_was_gone(outcome, tmp_path):
+    start(outcome, 0)
+    raised(tmp_path, 0, 1, type="SystemExit", exit_code=7, monotonic_ns=3)
+    raised(tmp_path, 0, 0, type="RuntimeError", monotonic_ns=4)
+    exited(outcome, 1, 7, 5)
+    exited(outcome, 0, -15, 6)
+    failure = outcome.failure()
+    assert (failure.rank, failure.kind, failure.exit_code, failure.traceback) == (1, "exit code 7", 7, "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "expected"), [("ValueError", 1, "ValueError"), ("SystemExit", 7, "exit code 7")]
+)
+def test_the_cause_keeps_its_exit_code_when_it_was_still_ending_as_we_ended_all(
+    outcome, tmp_path, kind, code, expected
+):
+    start(outcome, 0)
+    raised(tmp_path, 0, 0, type=kind, exit_code=code, monotonic_ns=3)
+    exited(outcome, 1, 1, 5)
+    exited(outcome, 0, -15, 6)
+    failure = outcome.failure()
+    assert (failure.rank, failure.kind, failure.exit_code) == (0, expected, code)
+
+
 def test_the_recorded_exception_and_the_log_are_in_the_failure(outcome, tmp_path):
     start(outcome, 3)
     folder = RunDir(root=tmp_path).rank_dir(3, 1)

@@ -14,7 +14,9 @@ from tests.support.processes import run
 
 @pytest.fixture
 def handler():
-    yield SingleNodeRendezvous("run", 5)
+    handler = SingleNodeRendezvous("run", 5)
+    yield handler
+    handler.shutdown()
     gc.collect()
 
 

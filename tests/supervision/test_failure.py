@@ -36,6 +36,7 @@ def test_no_bad_exit_has_no_root_cause():
         (3, None, "exit code 3"),
         (1, {"type": "ValueError", "message": "bad\nmore"}, "ValueError"),
         (-6, {"type": "ValueError", "message": "bad"}, "SIGABRT"),
+        (7, {"type": "SystemExit", "message": "7"}, "exit code 7"),
     ],
 )
 def test_kinds(code, exception, kind):

@@ -1,4 +1,4 @@
-"""Tests against real parts (Slurm, Docker, torch_xla, network namespaces, a GPU): skipped at home, never in CI.
+"""Tests against real parts (Slurm, Docker, torch_xla, namespaces, a GPU, frameworks): skipped at home, never in CI.
 
 On a developer's machine a missing part skips its tests. Where `CI=true` is set, the suite was asked for by name and
 everything it needs was installed, so a test that would skip has not tested: it fails.
@@ -13,7 +13,7 @@ import pytest
 
 __all__ = ["MARKERS", "in_ci", "missing"]
 
-MARKERS = ("slurm", "docker", "xla", "netns", "gpu")
+MARKERS = ("slurm", "docker", "xla", "netns", "gpu", "frameworks")
 
 
 def in_ci() -> bool:

@@ -1,0 +1,45 @@
+"""Which network interface has an address, for libraries that want to be told."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import ipaddress
+import socket
+import struct
+from collections.abc import Mapping
+
+__all__ = ["gloo_variables", "interface_of"]
+
+_SIOCGIFADDR = 0x8915
+
+
+def interface_of(address: str) -> str | None:
+    """Return the name of the interface that has an IPv4 address; None when there is none (or not on Linux)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    return None
+
+
+def gloo_variables(environ: Mapping[str, str], address: str) -> dict[str, str]:
+    """Return what gloo has to be told on a node whose host name leads to the loopback interface.
+
+    It listens where the host name leads, so that on such a host (`127.0.1.1 node01` in /etc/hosts, as Debian writes it)
+    the other nodes do not reach it. Where the user names an interface, nothing is added.
+
+    Args:
+        environ: The environment of the workers.
+        address: The address under which the other nodes reach this one.
+    """
+    if "GLOO_SOCKET_IFNAME" in environ:
+        return {}
+    with contextlib.suppress(OSError, ValueError):
+        found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
+        if not all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in found):
+            return {}
+    name = interface_of(address)
+    return {} if name is None else {"GLOO_SOCKET_IFNAME": name}

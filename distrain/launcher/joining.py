@@ -1,0 +1,158 @@
+"""An agent among several: its settings for torch, and its last word to the others."""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed.elastic.rendezvous.api import rendezvous_handler_registry
+
+import distrain
+from distrain.launcher.facts import Facts
+from distrain.launcher.joined_workers import joined_starter
+from distrain.launcher.meeting_place import MeetingPlace
+from distrain.launcher.membership import EndedElsewhereError
+from distrain.launcher.nodes import BACKEND, NodesRendezvous
+from distrain.launcher.protocol import AgentJob, Channel
+from distrain.launcher.rank_logs import RunDirLogs
+from distrain.plan.meeting import Meeting
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
+
+__all__ = ["Joining", "is_ours"]
+
+_STUCK_S = 3.0
+
+
+def is_ours(meeting: Mapping[str, Any] | None) -> bool:
+    """Whether the nodes meet in torch's c10d rendezvous over TCP, which is the one that we stand around."""
+    return (
+        meeting is not None
+        and meeting["backend"] == "c10d"
+        and meeting["max_nodes"] > 1
+        and meeting["conf"].get("store_type", "tcp") == "tcp"
+    )
+
+
+class Joining:
+    """What the agent of one node among several does beside torch's.
+
+    Args:
+        job: What to launch.
+        channel: The agent's channel to the fork server.
+        logs: Where the output goes.
+    """
+
+    def __init__(self, job: AgentJob, channel: Channel, logs: RunDirLogs) -> None:
+        assert job.meeting is not None
+        self._job = job
+        self._channel = channel
+        self._logs = logs
+        self._meeting = Meeting(**job.meeting)
+        self._nodes: NodesRendezvous | None = None
+        self._place: MeetingPlace | None = None
+        rendezvous_handler_registry.register(BACKEND, self._make_handler)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the fields of torch's `LaunchConfig` that differ from a single node's."""
+        meeting = self._meeting
+        return {
+            "min_nodes": meeting.min_nodes,
+            "max_nodes": meeting.max_nodes,
+            "run_id": meeting.run_id,
+            "rdzv_backend": BACKEND,
+            "rdzv_endpoint": meeting.endpoint,
+            "rdzv_configs": dict(meeting.conf),
+            "local_addr": meeting.local_addr,
+        }
+
+    def starter(self) -> Callable[..., Any]:
+        """Return what takes the place of torch's `start_processes`."""
+
+        def nodes() -> NodesRendezvous:
+            assert self._nodes is not None
+            return self._nodes
+
+        return joined_starter(self._channel, self._job, self._logs, nodes)
+
+    def _make_handler(self, parameters: RendezvousParameters) -> RendezvousHandler:
+        self._place = MeetingPlace(self._meeting, self._facts(), door=self._job.door, say=self._say)
+        threading.Thread(target=self._end_if_stuck, name="distrain-backstop", daemon=True).start()
+        self._nodes = NodesRendezvous(parameters, place=self._place, say=self._say, logs=self._logs)
+        return self._nodes
+
+    def _facts(self) -> Facts:
+        meeting, job = self._meeting, self._job
+        low, high = meeting.min_nodes, meeting.max_nodes
+        return Facts(
+            token=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
+            host=socket.gethostname(),
+            address="",
+            head_address="",
+            node_rank=meeting.node_rank,
+            nproc=job.nproc,
+            torch=torch.__version__,
+            distrain=distrain.__version__,
+            python=platform.python_version(),
+            device=job.facts["device"],
+            nnodes=str(low) if low == high else f"{low}:{high}",
+            run_id=meeting.run_id,
+            profile=job.facts["profile"],
+            max_restarts=job.max_restarts,
+            run_dir=job.facts["shared_run_dir"],
+            attempt=job.first_attempt,
+        )
+
+    def _say(self, text: str, *, elsewhere: bool = False) -> None:
+        self._channel.send("note", text=text, elsewhere=elsewhere)
+
+    def _end_if_stuck(self) -> None:
+        """End the run when the main thread does not take notice: it waits in a call of torch's for a link cut off."""
+        assert self._place is not None
+        membership = self._place.membership
+        membership.ended.wait()
+        if not membership.seen.wait(_STUCK_S) and membership.ending is not None:
+            self._channel.send(
+                "report", outcome="ended", error=str(membership.ending), code=membership.ending.exit_code
+            )
+
+    # The last word to the others.
+
+    def succeeded(self) -> None:
+        """This node's ranks have ended well. The head stays until those of the others have too.
+
+        Raises:
+            EndedElsewhereError: They have not.
+        """
+        if self._place is None:
+            return
+        self._place.membership.finished()
+        self._place.watch.tell("done", token=self._place.facts.token)
+        if self._place.is_head:
+            self._place.wait_for_others()
+
+    def failed(self) -> None:
+        """This node's ranks failed, and the run with them."""
+        failure = None if self._nodes is None else self._nodes.failure
+        if self._place is not None and failure is not None:
+            token = self._place.facts.token
+            self._place.watch.tell("failed", token=token, text=failure[0], exit_code=failure[1])
+            self._place.watch.tell("leave", how="has left")
+
+    def left(self, why: int | Exception) -> None:
+        """This node ends for a reason of its own: a signal, or an error."""
+        if self._place is None or isinstance(why, EndedElsewhereError):
+            return
+        how = f"was ended by {signal.Signals(why).name}" if isinstance(why, int) else f"has ended: {why}"
+        if self._place.is_head:
+            self._place.watch.tell("head_gone", how=how)
+        else:
+            self._place.watch.tell("leave", how=how)

@@ -1,0 +1,227 @@
+"""What can be known before the nodes meet: does the name resolve, is the port free, does anybody answer there.
+
+Nothing here needs torch. Nothing falls back to localhost: a world of its own for each node trains, and wrongly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from distrain.errors import LaunchError, UsageError
+from distrain.plan.meeting import Meeting
+
+__all__ = [
+    "JOIN_TIMEOUT_S",
+    "Door",
+    "await_answer",
+    "is_host",
+    "is_own_address",
+    "join_timeout_s",
+    "open_door",
+    "resolve",
+]
+
+JOIN_TIMEOUT_S = 300.0
+_PATIENCE_S = 5.0
+_RETRY_S = 0.25
+_CONNECT_S = 5.0
+_LISTENING = "0A"
+_SHARED = ("c10d", "static")
+"""The backends whose meeting place is opened by one of the nodes."""
+
+
+def join_timeout_s(meeting: Meeting) -> float:
+    """Return how long a node waits for the others, in seconds."""
+    text = meeting.conf.get("join_timeout") or meeting.conf.get("timeout") or str(JOIN_TIMEOUT_S)
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"--rdzv-conf: join_timeout is {text!r}; give a number of seconds.") from None
+
+
+def resolve(host: str, port: int) -> list[str]:
+    """Return the addresses of a host name, as this node sees them.
+
+    Raises:
+        UsageError: It has none.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, socket.gaierror) else "not a valid name"
+        raise UsageError(
+            f"the nodes are to meet at {host}:{port}, and {host!r} does not resolve on {socket.gethostname()} "
+            f"({reason}). Give a name or an address that every node knows: --rdzv-endpoint HOST:PORT."
+        ) from None
+    return [str(entry[4][0]) for entry in found]
+
+
+def is_own_address(address: str) -> bool:
+    """Whether this host has the address."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as probe, contextlib.suppress(OSError):
+        probe.bind((address, 0))
+        return True
+    return False
+
+
+def is_host(meeting: Meeting, addresses: list[str]) -> bool:
+    """Whether this node opens the place where all meet: what --rdzv-conf says, node 0, or whose address it is."""
+    said = meeting.conf.get("is_host")
+    if said is not None:
+        return said.strip().lower() in ("1", "true", "t", "yes", "y")
+    if meeting.node_rank is not None or meeting.backend == "static":
+        return not meeting.node_rank
+    return any(map(is_own_address, addresses))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """The port where the nodes meet, held by this process.
+
+    Args:
+        tcp: Bound to the port. It does not listen: until the agent is ready, others see that nobody answers.
+        sign: Tells other launches on this host that the port is held, as long as this process lives.
+    """
+
+    tcp: socket.socket
+    sign: socket.socket | None
+
+
+def open_door(meeting: Meeting) -> Door | None:
+    """Check the meeting place and, on the node that opens it, take its port.
+
+    Where several launches on one host have no node rank, the first one opens the place and the others find it open.
+
+    Returns:
+        The held port for c10d; None on other nodes and for other backends.
+
+    Raises:
+        UsageError: The host name does not resolve, or the port is taken.
+    """
+    if meeting.conf.get("store_type", "tcp") != "tcp" or (meeting.backend == "c10d" and meeting.max_nodes == 1):
+        return None
+    addresses = resolve(meeting.host, meeting.port)
+    if meeting.backend not in _SHARED or not is_host(meeting, addresses):
+        return None
+    sign = _put_up_sign(meeting.port)
+    tcp = None if sign is None else _bound_socket(meeting.port)
+    if tcp is None:
+        if sign is not None:
+            sign.close()
+        elif meeting.node_rank is None and meeting.backend == "c10d":
+            return None
+        owner = _owner(meeting.port) if sign is not None else " by another launch of distrain"
+        raise UsageError(
+            f"port {meeting.port} on {socket.gethostname()}, where the nodes are to meet, is taken{owner}. Give "
+            f"another: --rdzv-endpoint {meeting.host}:PORT, the same on every node."
+        )
+    if meeting.backend == "static":
+        tcp.close()
+        return None
+    return Door(tcp=tcp, sign=sign)
+
+
+def _put_up_sign(port: int) -> socket.socket | None:
+    """Return a socket with a name of this host's network only one process can have; None when another has it."""
+    sign = socket.socket(socket.AF_UNIX)
+    if sys.platform.startswith("linux"):
+        try:
+            sign.bind(f"\0distrain-meeting-place-{port}")
+        except OSError:
+            sign.close()
+            return None
+    return sign
+
+
+def _bound_socket(port: int) -> socket.socket | None:
+    """Return a socket that holds the port on every interface, None when it is taken.
+
+    At first the kernel is asked for the port alone. Connections of an earlier run that have just been closed stand in
+    the way of that; then it is asked again in the way that overlooks them.
+    """
+    dual = socket.has_dualstack_ipv6()
+    for overlook in (0, 1):
+        tcp = socket.socket(socket.AF_INET6 if dual else socket.AF_INET)
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, overlook)
+        if dual:
+            tcp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            tcp.bind(("", port))
+        except OSError as error:
+            tcp.close()
+            if error.errno != errno.EADDRINUSE:
+                raise UsageError(f"port {port} cannot be used on this node: {error.strerror}.") from None
+        else:
+            return tcp
+    return None
+
+
+def _owner(port: int) -> str:
+    """Return ` by pid N (command)` for the process that listens on a port, as far as /proc shows it."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
+                    inodes.add(f"socket:[{fields[9]}]")
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if any(os.readlink(fd) in inodes for fd in (entry / "fd").iterdir()):
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                return f" by pid {entry.name} ({_shortened(command)})"
+    return " by a process of another user" if inodes else ""
+
+
+def _shortened(command: str) -> str:
+    words = " ".join(command.split())
+    return words if len(words) <= 80 else f"{words[:79]}…"
+
+
+def await_answer(meeting: Meeting, say: Callable[[str], None], check: Callable[[], None]) -> tuple[str, str]:
+    """Wait until somebody answers at the meeting place.
+
+    Args:
+        meeting: Where and for how long.
+        say: Told what is waited for, once it takes long.
+        check: Called again and again meanwhile; what it raises ends the waiting.
+
+    Returns:
+        This node's own address on the way there, and the address there.
+
+    Raises:
+        LaunchError: Nobody answered in time.
+    """
+    timeout_s = join_timeout_s(meeting)
+    began_s = time.monotonic()
+    said = False
+    node = "this node" if meeting.node_rank is None else f"node {meeting.node_rank}"
+    while True:
+        try:
+            with socket.create_connection((meeting.host, meeting.port), _CONNECT_S) as answered:
+                own, there = answered.getsockname(), answered.getpeername()
+            if own != there:  # a socket can connect to itself, where nobody listens on a port of the ephemeral range
+                return str(own[0]), str(there[0])
+            reason = "connection refused"
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+        check()
+        waited_s = time.monotonic() - began_s
+        if waited_s > timeout_s:
+            raise LaunchError(
+                f"{node}: nothing has answered at {meeting.endpoint} for {timeout_s:g} s ({reason}). Is distrain "
+                "launch running on the node with that address, and does its firewall let this one in?"
+            )
+        if waited_s > _PATIENCE_S and not said:
+            said = True
+            say(f"{node}: nothing answers at {meeting.endpoint} yet ({reason}); waiting up to {timeout_s:g} s")
+        time.sleep(_RETRY_S)

@@ -1,0 +1,121 @@
+"""What the supervisor starts: the fork server, or what takes its place, and the job that it hands over."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import distrain
+from distrain.launcher.protocol import AgentJob, Channel
+from distrain.plan.plan import Plan
+from distrain.rundir import RunDir
+
+__all__ = ["agent_job", "start_server"]
+
+PROGRAM = """\
+import sys
+if sys.path[:1] == [""]: del sys.path[0]
+sys.path.insert(0, sys.argv[3])
+from distrain.launcher.{module} import main
+del sys.path[0]
+main(int(sys.argv[1]), int(sys.argv[2]))
+"""
+"""`python -c` puts the current folder first on the path, which a rank's program may not see; what remains afterwards is
+the path of a plain interpreter."""
+
+
+def start_server(
+    plan: Plan, *, env: Mapping[str, str], log: Path, door: int | None
+) -> tuple[subprocess.Popen[bytes], Channel]:
+    """Start the process that starts the workers.
+
+    Args:
+        plan: What to launch.
+        env: Its environment, which is the workers' too.
+        log: What it prints is appended there.
+        door: The bound socket where several nodes meet, to be inherited; None where another node has it.
+
+    Returns:
+        The process and the channel to it.
+    """
+    module = "xla_host" if plan.device == "xla" else "forkserver"
+    ours, theirs = socket.socketpair()
+    with open(log, "ab") as file:
+        server = subprocess.Popen(
+            [
+                *(sys.executable, "-u", "-c", PROGRAM.format(module=module)),
+                *(str(theirs.fileno()), str(os.getpid()), str(Path(distrain.__file__).parent.parent)),
+            ],
+            env=_server_environ(env),
+            stdout=file,
+            stderr=file,
+            pass_fds=[theirs.fileno(), *([door] if door is not None else [])],
+            start_new_session=True,
+        )
+    theirs.close()
+    return server, Channel(ours)
+
+
+def agent_job(  # noqa: PLR0917  # called in one place
+    plan: Plan,
+    env: dict[str, str],
+    rundir: RunDir,
+    shared_run_dir: Path,
+    first_attempt: int,
+    terminals: dict[str, list[str]],
+    door: int | None,
+) -> AgentJob:
+    """Return what the agent of this node needs to know.
+
+    Args:
+        plan: What to launch.
+        env: The environment shared by the workers.
+        rundir: This node's run directory.
+        shared_run_dir: The one that the ranks of all nodes share, if this node comes first.
+        first_attempt: The attempt to count from.
+        terminals: As in `AgentJob`.
+        door: As in `start_server`.
+    """
+    task = None if plan.placement is None else plan.placement.local_task
+    return AgentJob(
+        nproc=plan.nproc,
+        max_restarts=plan.max_restarts,
+        run_id=rundir.root.name,
+        run_dir=str(rundir.root),
+        first_attempt=first_attempt,
+        grace_s=plan.grace_s,
+        kind=plan.program.kind,
+        target=plan.program.target,
+        args=list(plan.program.args),
+        command=plan.program.command,
+        warm=plan.warm,
+        env=env,
+        terminals=terminals,
+        monitor_interval_s=plan.monitor_interval_s,
+        role=plan.role,
+        signals=list(plan.signals),
+        virtual_local_rank=plan.virtual_local_rank,
+        local_task=None if task is None else list(task),
+        meeting=None if plan.meeting is None else asdict(plan.meeting),
+        passed=dict(plan.passed),
+        door=door,
+        facts={
+            "device": plan.device,
+            "profile": str(plan.settings["profile"].value) if "profile" in plan.settings else "",
+            "shared_run_dir": str(shared_run_dir),
+        },
+    )
+
+
+def _server_environ(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the fork server's own environment.
+
+    OpenBLAS starts its threads when it is loaded, and a process with threads cannot be forked safely; the
+    workers get theirs back. Asking NVML keeps torch's checks for a GPU from creating a CUDA context here.
+    """
+    return {**env, "OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}

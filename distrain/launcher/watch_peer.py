@@ -1,0 +1,50 @@
+"""One connection of the watch: messages as JSON lines, and when the other end was last heard."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Peer"]
+
+_LONGEST = 1 << 20
+
+
+@dataclass(slots=True, kw_only=True)
+class Peer:
+    """The other end of one connection."""
+
+    sock: socket.socket
+    heard_s: float
+    token: str = ""
+    left: bool = False
+    pending: bytes = b""
+
+    def send(self, op: str, **fields: Any) -> None:
+        """Send a message if it can go out now; when it cannot, the silence will tell."""
+        with contextlib.suppress(OSError):
+            self.sock.send(json.dumps({"op": op, **fields}).encode() + b"\n")
+
+    def receive(self) -> list[dict[str, Any]] | None:
+        """Return what has arrived; None when the connection is closed."""
+        try:
+            data = self.sock.recv(1 << 16)
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+        if not data:
+            return None
+        self.heard_s = time.monotonic()
+        *lines, self.pending = (self.pending + data).split(b"\n")
+        try:
+            messages = [json.loads(line) for line in lines]
+        except ValueError:
+            messages = [None]
+        if len(self.pending) > _LONGEST or not all(isinstance(each, dict) and "op" in each for each in messages):
+            return None  # somebody who does not speak this language
+        return messages

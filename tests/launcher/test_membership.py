@@ -1,0 +1,114 @@
+"""What a node makes of the fate of the others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from distrain.launcher.membership import EndedElsewhereError, Membership
+from tests.launcher.test_facts import NODE, OTHER
+
+THIRD = replace(NODE, token="c", host="h2", node_rank=2)
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+def make(said, min_nodes=1, members=(NODE, OTHER, THIRD)) -> Membership:
+    membership = Membership(NODE, min_nodes, lambda text, **_: said.append(text))
+    if members:
+        membership.began(0, list(members))
+    return membership
+
+
+def test_with_enough_nodes_left_a_new_round_begins_and_its_beginning_forgets(said):
+    membership = make(said, min_nodes=2)
+    membership.take("gone", {"token": "c", "how": "has gone"})
+    assert said == ["node 2 (host h2) has gone; going on with 2 nodes"]
+    membership.check()
+    assert membership.changed()
+    membership.began(1, [NODE, OTHER])
+    assert not membership.changed()
+    membership.take("gone", {"token": "c", "how": "has gone"})
+    assert len(said) == 1
+
+
+def test_with_too_few_left_the_run_ends(said):
+    membership = make(said, min_nodes=3)
+    membership.take("gone", {"token": "b", "how": "has gone"})
+    assert membership.ended.is_set()
+    assert not membership.seen.is_set()
+    with pytest.raises(EndedElsewhereError, match=r"node 1 \(host h1\) has gone; 2 nodes left and the run needs 3"):
+        membership.check()
+    assert membership.seen.is_set()
+
+
+def test_a_node_that_went_while_the_round_was_being_settled_counts(said):
+    membership = make(said, members=())
+    membership.take("gone", {"token": "b", "how": "has gone"})
+    assert said == []
+    membership.began(0, [NODE, OTHER])
+    assert membership.changed()
+
+
+def test_the_head_takes_the_run_with_it_unless_the_ranks_have_finished(said):
+    membership = make(said)
+    membership.finished()
+    membership.take("head_gone", {"how": "has gone"})
+    membership.check()
+    membership = make(said)
+    membership.take("head_gone", {"how": "has gone"})
+    with pytest.raises(EndedElsewhereError, match="has gone; the nodes meet there"):
+        membership.check()
+
+
+def test_the_first_to_fail_is_no_collateral(said):
+    membership = make(said)
+    assert not membership.is_collateral("a", 5.0)
+    membership.take("failing", {"token": "b", "round": 0, "when": 4.0})
+    assert membership.is_collateral("a", 5.0)
+    assert not membership.is_collateral("a", 3.0)
+    membership.take("failing", {"token": "c", "round": 7, "when": 1.0})
+    assert not membership.is_collateral("a", 3.0)
+
+
+def test_word_of_a_restart_counts_in_its_own_round_only(said):
+    membership = make(said)
+    membership.take("restart", {"token": "b", "round": 3, "text": "rank 1: SIGKILL"})
+    assert not membership.changed()
+    membership.take("restart", {"token": "b", "round": 0, "text": "rank 1: SIGKILL"})
+    assert membership.changed()
+    assert said == ["node 1 (host h1): rank 1: SIGKILL; all ranks start anew"]
+
+
+def test_a_failure_elsewhere_ends_the_run_with_its_exit_code(said):
+    membership = make(said)
+    membership.take("failed", {"token": "b", "text": "rank 1: exit code 7", "exit_code": 7})
+    with pytest.raises(EndedElsewhereError, match=r"node 1 \(host h1\) failed: rank 1: exit code 7") as caught:
+        membership.check()
+    assert caught.value.exit_code == 7
+
+
+def test_nodes_that_have_finished_do_not_come_to_another_round(said):
+    membership = make(said, min_nodes=3)
+    assert membership.can_restart()
+    membership.take("done", {"token": "b"})
+    assert not membership.can_restart()
+
+
+def test_a_misfit_ends_a_run_that_has_not_begun_and_is_turned_away_from_one_that_has(said):
+    hello = {"facts": replace(OTHER, torch="1").as_json(), "time": 0.0}
+    begun = make(said)
+    assert "cannot work together" in begun.admit(hello, 0.0)
+    assert begun.ending is None
+    assert "was turned away: torch is" in said[0]
+    waiting = make(said, members=())
+    assert waiting.admit(hello, 0.0) == str(waiting.ending)
+
+
+def test_clocks_apart_are_said(said):
+    assert make(said).admit({"facts": OTHER.as_json(), "time": 100.0}, 0.0) is None
+    assert "100 s ahead" in said[0]

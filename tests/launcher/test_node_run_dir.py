@@ -1,0 +1,58 @@
+"""Nodes that share a file system do not take each other's run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from pathlib import Path
+
+import pytest
+
+from distrain.errors import RunDirError
+from distrain.launcher.node_run_dir import open_run_dir
+from distrain.plan import Program, resolve
+
+
+def opened(stack, tmp_path: Path, is_head: bool, **flags):
+    plan = resolve(
+        Program(kind="script", target="train.py", args=(), interpreter="python"), flags, environ={}, cwd=tmp_path
+    )
+    record, shared = open_run_dir(plan, is_head=is_head)
+    stack.callback(record.close)
+    return record.rundir.root, shared
+
+
+@pytest.fixture
+def stack():
+    with contextlib.ExitStack() as made:
+        yield made
+
+
+TWO = {"nnodes": "2", "rdzv_endpoint": "h0:29400", "run_dir": "run"}
+
+
+def test_node_0_takes_the_runs_own_and_the_others_one_in_it(tmp_path, stack):
+    run = tmp_path / "run"
+    assert opened(stack, tmp_path, True, **TWO, node_rank="0") == (run, run)
+    assert opened(stack, tmp_path, False, **TWO, node_rank="1") == (run / "node-1", run)
+    with pytest.raises(RunDirError, match="belongs to a run"):
+        opened(stack, tmp_path, False, **TWO, node_rank="1")
+
+
+def test_without_node_ranks_the_host_names_it(tmp_path, stack):
+    run, host = tmp_path / "run", socket.gethostname()
+    assert opened(stack, tmp_path, True, **TWO) == (run, run)
+    assert opened(stack, tmp_path, False, **TWO) == (run / f"node-{host}", run)
+    assert opened(stack, tmp_path, False, **TWO) == (run / f"node-{host}-2", run)
+
+
+def test_a_run_with_an_id_is_named_after_it(tmp_path, stack, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = {"nnodes": "2", "rdzv_endpoint": "h0:29400", "rdzv_id": "slurm-77", "node_rank": "1"}
+    run = tmp_path / "runs" / "slurm-77-train"
+    assert opened(stack, tmp_path, False, **flags) == (run / "node-1", run)
+
+
+def test_one_node_is_as_it_was(tmp_path, stack):
+    run = tmp_path / "run"
+    assert opened(stack, tmp_path, False, run_dir="run") == (run, run)

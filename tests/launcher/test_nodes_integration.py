@@ -1,0 +1,410 @@
+"""`distrain launch` on several nodes, which are hosts of their own with links that can be cut."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.launcher import programs
+from tests.support.launching import Live
+from tests.support.namespaces import Host, hosts
+from tests.support.processes import REPOSITORY, descendants, wait_until
+
+pytestmark = pytest.mark.netns
+
+WHERE = """\
+import os
+names = ("RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "DISTRAIN_RUN_DIR")
+print(os.uname().nodename, *(os.environ[name] for name in names), flush=True)
+"""
+
+COUNT = """\
+import os, time
+import torch
+import torch.distributed as dist
+
+dist.init_process_group("gloo")
+path = os.path.join(os.environ["DISTRAIN_RUN_DIR"], "step")
+step = int(open(path).read()) if os.path.exists(path) else 0
+restarts = os.environ["TORCHELASTIC_RESTART_COUNT"]
+print("world", dist.get_world_size(), "from step", step, "restarts", restarts, flush=True)
+stop = torch.zeros(1)
+while not stop:
+    stop = torch.tensor([float(dist.get_rank() == 0 and os.path.exists("stop"))])
+    dist.all_reduce(stop)
+    step += 1
+    if dist.get_rank() == 0:
+        with open(path + ".new", "w") as file:
+            file.write(str(step))
+        os.replace(path + ".new", path)
+    time.sleep(0.05)
+print("finished", flush=True)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+class Run:
+    """Launches of one script on several hosts, which share a folder as they would share a file system."""
+
+    def __init__(self, folder: Path, script: str, *options: str, head: Host) -> None:
+        self.folder = folder
+        self.stack = contextlib.ExitStack()
+        self.options = [*options, "--rdzv-endpoint", f"{head.name}:29400", "--run-dir", "run", "train.py"]
+        (folder / "train.py").write_text(script)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stack.close()
+
+    def start(self, host: Host, node_rank: int | None, *options: str, env: dict[str, str] | None = None) -> Live:
+        """Start a node; its run directory is known where it has a node rank."""
+        rank = () if node_rank is None else ("--node-rank", str(node_rank))
+        run_dir = self.folder / "run" if not node_rank else self.folder / "run" / f"node-{node_rank}"
+        return self.stack.enter_context(
+            host.launching(*rank, *options, *self.options, cwd=self.folder, run_dir=run_dir, env=env)
+        )
+
+
+def log(live: Live, rank: int, attempt: int = 0) -> str:
+    return (live.run_dir / f"attempt-{attempt}" / f"rank-{rank}" / "stdout.log").read_text()
+
+
+def notes(live: Live) -> list[str]:
+    live.err.seek(0)
+    return [line for line in live.err.read().decode().splitlines() if line.startswith("distrain: ")]
+
+
+def said(live: Live, pattern: str, deadline_s: float = 60) -> float:
+    """Return how long it took until a line of the launcher matched."""
+    began = time.monotonic()
+
+    def look() -> bool:
+        return any(re.search(pattern, line) for line in notes(live))
+
+    try:
+        wait_until(look, deadline_s, what=pattern)
+    except TimeoutError as error:
+        raise TimeoutError(f"{error}\n" + "\n".join(notes(live))) from None
+    return time.monotonic() - began
+
+
+def ends(live: Live, code: int, deadline_s: float = 60) -> str:
+    """Return what the launcher said, once it has ended with the exit code."""
+    got, out, err = live.end(deadline_s)
+    assert got == code, f"exit code {got}, expected {code}\n{out}\n{err}"
+    return err
+
+
+@pytest.fixture
+def two():
+    with hosts(2) as made:
+        yield made
+        wait_until(lambda: not any(host.processes() for host in made), 5, what="no process is left on the hosts")
+
+
+@pytest.fixture
+def three():
+    with hosts(3) as made:
+        yield made
+        wait_until(lambda: not any(host.processes() for host in made), 5, what="no process is left on the hosts")
+
+
+def test_two_nodes_train_together_in_the_order_of_their_node_ranks(tmp_path, two):
+    """torch alone orders nodes by address, so that h0 would come first; it is started first, too."""
+    second, first = two
+    with Run(tmp_path, WHERE + programs.TRAIN, "--nnodes", "2", "--nproc", "2", "--rdzv-id", "job7", head=first) as run:
+        live1 = run.start(second, 1)
+        live1.wait_for("agent_started")
+        live0 = run.start(first, 0)
+        err0, err1 = ends(live0, 0), ends(live1, 0)
+        weights = set()
+        for live, name, ranks, node in ((live0, "h1", (0, 1), 0), (live1, "h0", (2, 3), 1)):
+            for rank in ranks:
+                where, trained = log(live, rank).splitlines()
+                assert where == f"{name} {rank} {node} 4 2 {first.address} {tmp_path / 'run'}"
+                weights.add(trained)
+        assert len(weights) == 1
+        assert "node 0 of 2, meeting at h1:29400 (c10d)" in err0.splitlines()[0]
+        assert "node 1 of 2, meeting at h1:29400 (c10d)" in err1.splitlines()[0]
+        for err in (err0, err1):
+            assert "2 nodes together · h1: ranks 0-1, h0: ranks 2-3" in err
+        records = [json.loads((live.run_dir / "run.json").read_text()) for live in (live0, live1)]
+        assert [(record["status"], record["host"]) for record in records] == [("succeeded", "h1"), ("succeeded", "h0")]
+
+
+def test_every_restart_works_on_both_nodes(tmp_path, two):
+    """A rank is killed in each of ten attempts, on one node or the other; the eleventh ends well."""
+    script = programs.KILL_ONE_RANK_UNTIL_THE_LAST_ATTEMPT
+    with Run(tmp_path, script, "--nnodes", "2", "--max-restarts", "10", head=two[0]) as run:
+        run.options.append("10")
+        lives = [run.start(host, rank) for rank, host in enumerate(two)]
+        errs = [ends(live, 0, 110) for live in lives]
+        for rank, live in enumerate(lives):
+            for attempt in range(11):
+                assert log(live, rank, attempt) == f"attempt {attempt} sum 2\n", errs[rank]
+
+
+def test_the_exit_code_and_the_reason_of_a_failure_reach_the_other_node(tmp_path, two):
+    script = programs.FAIL_ON_RANK_1.replace('raise KeyError("the missing piece")', "os._exit(7)")
+    with Run(tmp_path, script, "--nnodes", "2", head=two[0]) as run:
+        lives = [run.start(host, rank) for rank, host in enumerate(two)]
+        assert "root cause: rank 1 on h1: exit code 7" in ends(lives[1], 7)
+        assert "node 1 (host h1) failed: rank 1: exit code 7" in ends(lives[0], 7)
+
+
+def test_nodes_join_leave_and_are_cut_off_and_the_run_goes_on(tmp_path, three):
+    """One node begins, two join, one is ended by a signal, one is cut off: the first finishes."""
+    with Run(tmp_path, COUNT, "--nnodes", "1:3", "--rdzv-conf", "last_call_timeout=1", head=three[0]) as run:
+        first = run.start(three[0], 0)
+        said(first, "1 node together")
+        second = run.start(three[1], 1)
+        said(first, "2 nodes together")
+        third = run.start(three[2], 2)
+        said(first, "3 nodes together · h0: rank 0, h1: rank 1, h2: rank 2")
+        third.wait_for_output("world 3", rank=2, attempt=2)
+        third.process.terminate()
+        assert said(first, r"node 2 \(host h2\) was ended by SIGTERM; going on with 2 nodes", 10) < 10
+        assert "ended by SIGTERM" in ends(third, 143)
+        said(first, "2 nodes together · h0: rank 0, h1: rank 1", 20)
+        second.wait_for_output("world 2", rank=1, attempt=3)
+        three[1].cut()
+        assert said(first, r"node 1 \(host h1\) has not been heard of for 10 s; going on with 1 node", 15) < 15
+        assert "node 0 (host h0) has not been heard of for 10 s" in ends(second, 1, 15)
+        assert not three[1].processes()
+        first.wait_for_output("world 1", attempt=4)
+        (tmp_path / "stop").touch()
+        err = ends(first, 0)
+        told = [log(first, 0, attempt).splitlines() for attempt in range(5)]
+        assert [lines[0].split(" from")[0] for lines in told] == [f"world {count}" for count in (1, 2, 3, 2, 1)]
+        steps = [int(lines[0].split()[4]) for lines in told]
+        assert 0 == steps[0] < steps[1] <= steps[2] <= steps[3] <= steps[4], "each goes on from the one before"
+        assert told[4][-1] == "finished"
+        assert all(lines[0].endswith("restarts 0") for lines in told), "no restart was used up"
+        print("\n".join(line for line in err.splitlines() if line.startswith("distrain: ")))
+
+
+@pytest.mark.parametrize("cut", ["the head", "the other"])
+def test_without_enough_nodes_left_both_sides_of_a_cut_end_and_say_so(tmp_path, two, cut):
+    with Run(tmp_path, COUNT, "--nnodes", "2", "--max-restarts", "3", head=two[0]) as run:
+        lives = [run.start(host, rank) for rank, host in enumerate(two)]
+        lives[0].wait_for_output("world 2")
+        lives[1].wait_for_output("world 2", rank=1)
+        two[0 if cut == "the head" else 1].cut()
+        began = time.monotonic()
+        err0, err1 = ends(lives[0], 1, 20), ends(lives[1], 1, 20)
+        assert time.monotonic() - began < 15
+        silent = "has not been heard of for 10 s"
+        assert f"node 1 (host h1) {silent}; 1 node left and the run needs 2" in err0
+        assert f"node 0 (host h0) {silent}; the nodes meet there, so the run ends on this one" in err1
+
+
+@pytest.mark.parametrize("victim", ["head", "member"])
+def test_a_machine_that_dies_is_noticed_at_once(tmp_path, two, victim):
+    """Everything on it is killed, so that its kernel closes the connections, as it does when it reboots."""
+    with Run(tmp_path, COUNT, "--nnodes", "1:2", head=two[0]) as run:
+        lives = [run.start(host, rank) for rank, host in enumerate(two)]
+        lives[0].wait_for_output("world 2")
+        lives[1].wait_for_output("world 2", rank=1)
+        began = time.monotonic()
+        doomed = lives[0 if victim == "head" else 1].process
+        for pid in [doomed.pid, *(process.pid for process in descendants(doomed.pid))]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if victim == "head":
+            assert "node 0 (host h0) has gone: its connection was closed; the nodes meet there" in ends(lives[1], 1, 15)
+            assert time.monotonic() - began < 10
+            return
+        said(lives[0], r"node 1 \(host h1\) has gone: its connection was closed; going on with 1 node", 10)
+        lives[0].wait_for_output("world 1", attempt=1, deadline_s=25)
+        (tmp_path / "stop").touch()
+        ends(lives[0], 0)
+
+
+def test_when_only_the_agent_of_a_node_is_killed_the_others_go_on(tmp_path, two):
+    with Run(tmp_path, COUNT, "--nnodes", "1:2", head=two[0]) as run:
+        lives = [run.start(host, rank) for rank, host in enumerate(two)]
+        lives[1].wait_for_output("world 2", rank=1)
+        os.kill(lives[1].wait_for("agent_started")[0]["pid"], signal.SIGKILL)
+        assert "the agent ended unexpectedly" in ends(lives[1], 1, 15)
+        lives[0].wait_for_output("world 1", attempt=1, deadline_s=25)
+        (tmp_path / "stop").touch()
+        ends(lives[0], 0)
+
+
+def test_a_place_that_cannot_be_is_said_before_anything_starts(tmp_path, two):
+    with Run(tmp_path, COUNT, "--nnodes", "2", "--rdzv-conf", "join_timeout=7", head=two[0]) as run:
+        run.options[run.options.index("h0:29400")] = "nowhere:29400"
+        err = ends(run.start(two[1], 1), 2)
+        assert err.count("\n") == 1
+        assert "'nowhere' does not resolve on h1" in err
+    with Run(tmp_path, COUNT, "--nnodes", "2", "--rdzv-conf", "join_timeout=7", head=two[0]) as run:
+        began = time.monotonic()
+        alone = run.start(two[1], 1)
+        said(alone, r"node 1: nothing answers at h0:29400 yet \(connection refused\); waiting up to 7 s", 20)
+        err = ends(alone, 1)
+        assert "node 1: nothing has answered at h0:29400 for 7 s (connection refused)" in err
+        assert time.monotonic() - began < 30
+    with Run(tmp_path, COUNT, "--nnodes", "2", "--rdzv-conf", "join_timeout=7", head=two[0]) as run:
+        began = time.monotonic()
+        err = ends(run.start(two[0], 0), 1)
+        assert "1 of 2 nodes are here after 7 s at h0:29400" in err
+        assert not (tmp_path / "run" / "attempt-0").exists()
+
+
+def test_a_taken_port_is_said_with_its_owner(tmp_path, two):
+    taker = (
+        "import socket, sys; server = socket.create_server(('', 29400)); print('ready', flush=True); sys.stdin.read()"
+    )
+    import subprocess
+
+    with subprocess.Popen(
+        [*two[0].enter, "python3", "-c", taker], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"ready\n"
+        with Run(tmp_path, COUNT, "--nnodes", "2", head=two[0]) as run:
+            err = ends(run.start(two[0], 0), 2)
+            assert err.count("\n") == 1
+            assert f"port 29400 on h0, where the nodes are to meet, is taken by pid {process.pid} (" in err
+        process.stdin.close()
+
+
+def test_nodes_of_different_versions_do_not_start(tmp_path, two):
+    other = tmp_path / "other"
+    shutil.copytree(REPOSITORY / "distrain", other / "distrain")
+    module = other / "distrain" / "__init__.py"
+    text = module.read_text()
+    version = re.search(r'__version__ = "(.*)"', text)[1]
+    module.write_text(text.replace(f'__version__ = "{version}"', '__version__ = "9.9.9"'))
+    with Run(tmp_path, COUNT, "--nnodes", "2", head=two[0]) as run:
+        live0 = run.start(two[0], 0)
+        host = two[1]
+        stack = run.stack
+        live1 = stack.enter_context(
+            host.launching(
+                *("--node-rank", "1", *run.options),
+                cwd=tmp_path,
+                run_dir=tmp_path / "run" / "node-1",
+                package=other,
+            )
+        )
+        text = f"distrain is {version} on node 0 (host h0) and 9.9.9 on node 1 (host h1)"
+        for live in (live0, live1):
+            assert f"these nodes cannot work together: {text}" in ends(live, 1)
+            assert not (live.run_dir / "attempt-0").exists()
+
+
+def test_on_one_node_nothing_listens_beyond_the_loopback_interface(tmp_path):
+    with hosts(1) as (host,):
+        (tmp_path / "train.py").write_text(programs.WAIT_FOR_SIGNALS)
+        with host.launching(
+            "--nproc", "2", "--run-dir", "run", "train.py", cwd=tmp_path, run_dir=tmp_path / "run"
+        ) as live:
+            for rank in (0, 1):
+                live.wait_for_output("waiting", rank)
+            listening = host.listening()
+            assert listening
+            assert all(address.startswith("127.0.0.1:") for address in listening), listening
+            live.process.terminate()
+            ends(live, 143)
+
+
+def test_nodes_whose_own_names_lead_to_the_loopback_interface_train_together(tmp_path):
+    """Debian's /etc/hosts: the head's endpoint and gloo's address would both be 127.0.1.1."""
+    with hosts(2, own_name_is_loopback=True) as made:
+        with Run(tmp_path, WHERE + programs.TRAIN, "--nnodes", "2", head=made[0]) as run:
+            lives = [run.start(host, rank) for rank, host in enumerate(made)]
+            for live in lives:
+                ends(live, 0)
+        trained = [log(live, rank).splitlines() for rank, live in enumerate(lives)]
+        assert [lines[0].split()[-2] for lines in trained] == [made[0].address] * 2
+        assert trained[0][1] == trained[1][1]
+
+
+def test_clocks_apart_are_said_and_do_no_harm(tmp_path, two):
+    """torch's rendezvous compares times of several clocks: 45 s apart, each node takes the other for dead."""
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text("import time\nreal = time.time\ntime.time = lambda: real() + 45\n")
+    with Run(tmp_path, programs.TRAIN, "--nnodes", "2", head=two[0]) as run:
+        live0 = run.start(two[0], 0)
+        live1 = run.start(two[1], 1, env={"PYTHONPATH": str(hook)})
+        assert re.search(
+            r"warning: the clock of node 1 \(host h1\) is 4[45] s ahead of that of node 0 \(host h0\)", ends(live0, 0)
+        )
+        assert re.search(
+            r"warning: the clock of node 0 \(host h0\) is 4[45] s behind that of node 1 \(host h1\)", ends(live1, 0)
+        )
+
+
+def test_a_node_that_does_not_fit_is_turned_away_and_the_run_goes_on(tmp_path, two):
+    with Run(tmp_path, COUNT, "--rdzv-conf", "last_call_timeout=1", head=two[0]) as run:
+        first = run.start(two[0], 0, "--nnodes", "1:2")
+        first.wait_for_output("world 1")
+        err = ends(run.start(two[1], 1, "--nnodes", "1:3"), 1)
+        assert (
+            "these nodes cannot work together: --nnodes is 1:2 on node 0 (host h0) and 1:3 on node 1 (host h1)" in err
+        )
+        said(first, r"node 1 \(host h1\) was turned away: --nnodes is 1:2", 5)
+        (tmp_path / "stop").touch()
+        ends(first, 0)
+        assert log(first, 0).splitlines()[-1] == "finished"
+
+
+@pytest.mark.parametrize("ranked", [True, False])
+def test_several_launches_on_one_host_make_one_run(tmp_path, ranked):
+    with hosts(1) as (host,):
+        with Run(
+            tmp_path, WHERE + programs.TRAIN, "--nnodes", "2", "--rdzv-endpoint", "localhost:29400", head=host
+        ) as run:
+            del run.options[run.options.index("h0:29400") - 1 : run.options.index("h0:29400") + 1]
+            lives = [run.start(host, rank if ranked else None) for rank in (0, 1)]
+            errs = [ends(live, 0) for live in lives]
+        assert all("2 nodes together · h0: rank 0, h0: rank 1" in err for err in errs)
+        second = tmp_path / "run" / ("node-1" if ranked else "node-h0")
+        for record in (tmp_path / "run", second):
+            assert json.loads((record / "run.json").read_text())["status"] == "succeeded"
+
+
+def test_torchs_static_rendezvous_is_left_as_it_is(tmp_path, two):
+    options = ("--nnodes", "2", "--rdzv-backend", "static", "--master-addr", "h0", "--master-port", "29501")
+    with Run(tmp_path, WHERE + programs.TRAIN, *options, head=two[0]) as run:
+        run.options = [*options, "--run-dir", "run", "train.py"]
+        lives = [run.start(host, rank) for rank, host in enumerate(two)]
+        for live in lives:
+            ends(live, 0)
+        trained = [log(live, rank).splitlines() for rank, live in enumerate(lives)]
+        assert [lines[0].split()[:3] for lines in trained] == [["h0", "0", "0"], ["h1", "1", "1"]]
+        assert trained[0][1] == trained[1][1]
+
+
+def test_a_signal_to_one_node_ends_the_other_with_its_reason(tmp_path, two):
+    with Run(tmp_path, COUNT, "--nnodes", "2", head=two[0]) as run:
+        lives = [run.start(host, rank) for rank, host in enumerate(two)]
+        lives[1].wait_for_output("world 2", rank=1)
+        lives[0].process.terminate()
+        ends(lives[0], 143, 20)
+        assert "node 0 (host h0) was ended by SIGTERM; the nodes meet there" in ends(lives[1], 1, 20)
+
+
+@pytest.mark.parametrize("where", ["the door is closed", "the others are awaited"])
+def test_an_interrupt_while_waiting_for_the_others_ends_the_node(tmp_path, two, where):
+    with Run(tmp_path, COUNT, "--nnodes", "2", head=two[0]) as run:
+        if where == "the door is closed":
+            alone = run.start(two[1], 1)
+            said(alone, "nothing answers at h0:29400 yet")
+        else:
+            alone = run.start(two[0], 0)
+            said(alone, "1 of 2 nodes are here at h0:29400; waiting up to 300 s for the others")
+        alone.process.send_signal(signal.SIGINT)
+        ends(alone, 130, 10)

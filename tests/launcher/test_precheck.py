@@ -1,0 +1,114 @@
+"""What is known before the nodes meet."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from distrain.errors import LaunchError, UsageError
+from distrain.launcher import precheck
+from distrain.plan.meeting import Meeting
+
+
+def meeting(**fields) -> Meeting:
+    defaults = {
+        "min_nodes": 2,
+        "max_nodes": 2,
+        "node_rank": 0,
+        "backend": "c10d",
+        "host": "127.0.0.1",
+        "port": 0,
+        "run_id": "none",
+    }
+    return Meeting(**(defaults | fields))
+
+
+@pytest.fixture
+def taken():
+    with socket.create_server(("", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def close(door) -> None:
+    door.tcp.close()
+    door.sign.close()
+
+
+def test_a_name_that_does_not_resolve():
+    with pytest.raises(UsageError, match=r"'no\.such\.host\.invalid' does not resolve on "):
+        precheck.open_door(meeting(host="no.such.host.invalid", node_rank=1))
+
+
+def test_the_port_is_held_and_nobody_answers_there_yet():
+    door = precheck.open_door(meeting(port=free_port()))
+    port = door.tcp.getsockname()[1]
+    try:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with pytest.raises(OSError, match="in use"):
+                other.bind(("", port))
+        with pytest.raises(UsageError, match="taken by another launch of distrain"):
+            precheck.open_door(meeting(port=port))
+        assert precheck.open_door(meeting(port=port, node_rank=None)) is None
+    finally:
+        close(door)
+
+
+@pytest.mark.parametrize("backend", ["c10d", "static"])
+def test_a_taken_port_is_told_with_its_owner(taken, backend):
+    with pytest.raises(UsageError, match=rf"port {taken} on .* is taken by pid {os.getpid()} \("):
+        precheck.open_door(meeting(port=taken, backend=backend))
+
+
+def test_the_other_nodes_open_nothing(taken):
+    assert precheck.open_door(meeting(port=taken, node_rank=1)) is None
+    assert precheck.open_door(meeting(port=taken, conf={"is_host": "false"})) is None
+    assert precheck.open_door(meeting(port=taken, backend="etcd-v2")) is None
+    assert precheck.open_door(meeting(port=taken, min_nodes=1, max_nodes=1)) is None
+
+
+def test_who_opens_the_place():
+    assert precheck.is_host(meeting(node_rank=0), ["192.0.2.1"])
+    assert not precheck.is_host(meeting(node_rank=1), ["127.0.0.1"])
+    assert precheck.is_host(meeting(node_rank=1, conf={"is_host": "True"}), ["192.0.2.1"])
+    assert precheck.is_host(meeting(node_rank=None), ["127.0.0.1"])
+    assert not precheck.is_host(meeting(node_rank=None), ["192.0.2.1"])
+
+
+def test_somebody_answers(taken):
+    assert precheck.await_answer(meeting(port=taken), print, lambda: None) == ("127.0.0.1", "127.0.0.1")
+
+
+def test_nobody_answers():
+    where = meeting(port=free_port(), node_rank=1, conf={"join_timeout": "0.3"})
+    with pytest.raises(LaunchError, match=r"node 1: nothing has answered at .* for 0.3 s \(connection refused\)"):
+        precheck.await_answer(where, print, lambda: None)
+
+
+def test_a_timeout_that_is_no_number():
+    with pytest.raises(UsageError, match="join_timeout is 'soon'"):
+        precheck.join_timeout_s(meeting(conf={"join_timeout": "soon"}))
+
+
+def test_the_closed_connections_of_a_run_do_not_keep_the_next_from_the_port():
+    from distrain.launcher.meeting_place import _let_next_run_have_port
+
+    port = free_port()
+    for _ in range(2):
+        door = precheck.open_door(meeting(port=port))
+        _let_next_run_have_port(door.tcp.fileno())
+        door.tcp.listen()
+        with socket.create_connection(("127.0.0.1", port)):
+            accepted, _ = door.tcp.accept()
+            accepted.close()  # first, so that the connection lingers on this side
+        close(door)

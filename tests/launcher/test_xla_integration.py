@@ -1,0 +1,111 @@
+"""`distrain launch --device xla` with the real torch_xla, on one device: the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+
+from tests.support.launching import launch, launching
+from tests.support.processes import descendants, is_alive, wait_until
+
+pytestmark = [pytest.mark.xla, pytest.mark.usefixtures("xla_device")]
+
+CPU = {"PJRT_DEVICE": "CPU"}
+
+SPEAK = """
+import json, os, sys
+import torch_xla
+import distrain
+
+def rank_main(index):
+    with distrain.init() as world:
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "DISTRAIN_DEVICE")
+        print(json.dumps({"device": str(world.device), "args": sys.argv[1:], "name": __name__, "index": index,
+                          **{name: os.environ[name] for name in names}}), flush=True)
+
+torch_xla.launch(rank_main)
+"""
+
+FAIL_ONCE = """
+import os, sys
+import torch_xla
+print("attempt", os.environ["TORCHELASTIC_RESTART_COUNT"], torch_xla.device(), flush=True)
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    {how}
+"""
+
+WAIT = """
+import os, pathlib, signal, subprocess, time
+signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path("told").touch(), exit(0)))
+child = subprocess.Popen(["sleep", "600"])
+print("waiting", flush=True)
+time.sleep(600)
+"""
+
+
+def run(folder, text, *options):
+    (folder / "train.py").write_text(text)
+    return launch("--device", "xla", "--run-dir", "run", *options, cwd=folder, env=CPU)
+
+
+def test_torch_xla_starts_the_rank_and_the_script_may_call_its_launch_too(tmp_path):
+    done = run(tmp_path, SPEAK, "train.py", "--x", "1")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    assert said == {
+        "device": "xla:0",
+        "args": ["--x", "1"],
+        "name": "__main__",
+        "index": 0,
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_WORLD_SIZE": "1",
+        "DISTRAIN_DEVICE": "xla",
+    }
+    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [
+        ("sys.exit(3)", 3, "root cause: rank 0 on"),
+        ("1 / 0", 1, "ZeroDivisionError: division by zero"),
+        ("os.kill(os.getpid(), 9)", 137, "SIGKILL"),
+    ],
+)
+def test_its_end_is_the_runs(tmp_path, how, code, said):
+    done = run(tmp_path, FAIL_ONCE.format(how=how), "train.py")
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "torch_xla/" not in done.stderr
+    assert "xla_runner" not in done.stderr
+
+
+def test_a_failed_rank_is_started_again(tmp_path):
+    done = run(tmp_path, FAIL_ONCE.format(how="sys.exit(3)"), "--max-restarts", "1", "train.py")
+    assert done.returncode == 0, done.stderr
+    logs = [(tmp_path / f"run/attempt-{n}/rank-0/stdout.log").read_text() for n in (0, 1)]
+    assert [text.strip() for text in logs] == ["attempt 0 xla:0", "attempt 1 xla:0"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_a_supervisor_that_is_ended(tmp_path, number):
+    (tmp_path / "train.py").write_text(WAIT)
+    with launching("--device", "xla", "train.py", cwd=tmp_path, env=CPU) as live:
+        live.wait_for_output("waiting", deadline_s=60)
+        tree = descendants(live.process.pid)
+        assert len(tree) >= 3  # the host, the rank, and what the rank has started
+        os.kill(live.process.pid, number)
+        live.process.wait(30)
+        wait_until(lambda: not any(is_alive(each.pid) for each in tree), 10, what="the end of all")
+    assert (tmp_path / "told").exists() is (number == signal.SIGTERM)
+
+
+def test_other_numbers_of_processes_are_refused(tmp_path):
+    done = run(tmp_path, SPEAK, "--nproc", "2", "train.py")
+    assert done.returncode == 2
+    assert "--nproc: got '2' for device xla" in done.stderr
