@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import os
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +26,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure() -> None:
     leaks.adopt_orphans()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start torch_xla where it will be tested: before the first test, because it sets environment variables for good,
+    and before the first backward pass, after which torch's autograd takes no further kind of device.
+    """
+    if any(item.get_closest_marker("xla") for item in session.items) and importlib.util.find_spec("torch_xla"):
+        os.environ.setdefault("PJRT_DEVICE", "CPU")
+        importlib.import_module("torch_xla").device()
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +70,16 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
             pytest.fail("\n".join([*lines, hint]), pytrace=False)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def xla_device() -> Any:
+    """Return this process's XLA device, a CPU unless PJRT_DEVICE says otherwise."""
+    try:
+        import torch_xla
+    except ImportError as error:
+        real_parts.missing(f"torch_xla ({error}): pip install -e '.[test,xla]' in an environment of its own")
+    return torch_xla.device()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -66,7 +66,8 @@ def test_the_wheel_holds_distrain_only(wheel: Path) -> None:
         for path in (REPOSITORY / "distrain").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert packed == sources
+    profiles = {f"distrain/profiles/{path.name}" for path in (REPOSITORY / "launch/profiles").glob("*.toml")}
+    assert packed == sources | profiles
     assert f"{info}/licenses/LICENSE" in names
     assert "distrain/py.typed" in names
 
@@ -81,7 +82,7 @@ def test_the_metadata_says_what_pyproject_says(wheel: Path) -> None:
     assert metadata["Version"] == distrain.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
-    assert {*metadata.get_all("Provides-Extra", [])} == {"dev", "report", "tensorboard", "test", "xla"}
+    assert {*metadata.get_all("Provides-Extra", [])} == {"dev", "frameworks", "report", "tensorboard", "test", "xla"}
     assert license_text == (REPOSITORY / "LICENSE").read_text()
 
 
@@ -99,6 +100,11 @@ def test_it_answers_away_from_the_checkout(installed: Path, tmp_path: Path) -> N
     assert finished.stdout.startswith("usage: distrain")
     finished = away(installed, tmp_path, "python", "-c", "import distrain; print(distrain.__file__)").check()
     assert finished.stdout.startswith(os.fspath(installed))
+
+
+def test_its_profiles_come_along(installed: Path, tmp_path: Path) -> None:
+    finished = away(installed, tmp_path, "distrain", "launch", "--profile", "cpu-2", "--dry-run", "train.py").check()
+    assert f"{installed}" in next(line for line in finished.stdout.splitlines() if line.startswith("profile "))
 
 
 def test_every_public_name_loads(installed: Path, tmp_path: Path) -> None:

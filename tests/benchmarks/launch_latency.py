@@ -7,7 +7,7 @@ Both launch the same script (a tiny model under DDP over gloo, which does not us
 - the wall time from the command to rank 0's first optimizer step, and to the end of the command;
 - the CPU seconds of every process that the command started, until the last one ended;
 - with `--memory N`, the proportional set size (PSS) of the whole tree when every rank has done its first step;
-- the wall time of `--help`.
+- the wall time of `--help`, and of a dry run beside torchrun's `--help`, since torchrun has none.
 
 The launcher runs below a small reaper of its own, which adopts whatever loses its parent: `RUSAGE_CHILDREN` of the
 reaper is then the whole tree's CPU time, whoever waited for whom, and the process table below it is the whole tree.
@@ -192,6 +192,15 @@ def help_s(launcher: str) -> float:
     return time.perf_counter() - began
 
 
+def dry_run_s(launcher: str) -> float:
+    if launcher == "torchrun":
+        return help_s(launcher)
+    began = time.perf_counter()
+    words = [sys.executable, "-m", "distrain", "launch", "--nproc", "8", "--device", "cpu", "--dry-run", "train.py"]
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
 def row(name: str, peer: Sequence[float], ours: Sequence[float], unit: str) -> str:
     """One line of the table: medians, their ratio, and the range of the ratios of the pairs."""
     ratios = [mine / theirs for mine, theirs in zip(ours, peer, strict=True)]
@@ -222,6 +231,8 @@ def main() -> None:
         print(row(f"n = {size}: memory (PSS)", held["torchrun"], held["distrain"], "MB"), flush=True)
     helps = in_turn(options.pairs, help_s)
     print(row("--help", helps["torchrun"], helps["distrain"], "s"))
+    plans = in_turn(options.pairs, dry_run_s)
+    print(row("--dry-run beside torchrun --help", plans["torchrun"], plans["distrain"], "s"))
 
 
 def in_turn(pairs: int, function: Callable[[str], object]) -> dict[str, list]:
