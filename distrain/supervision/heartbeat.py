@@ -1,0 +1,247 @@
+"""The board: one shared-memory slot for each local rank, where it shows that it moves and leaves word when it fails.
+
+    supervisor   Board.create(4)                    one memory file, which has no name and ends with the supervisor
+    worker       DISTRAIN_HEARTBEAT=<path>:<slot>   the supervisor's descriptor, seen through /proc
+                 stepped(), beat(n), heartbeat()    a few numbers are written; nobody is waited for
+    supervisor   Board.beat(slot)                   they are read whenever it likes
+
+A stamp costs less than half a microsecond, so each optimizer step and each iteration of an engine can have one. Where
+there is no board, under another launcher say, every call does nothing.
+
+A slot is a page of numbers of 64 bits, then the record of the rank's failure: that is kept in memory as well as on
+disk, because a full disk is one of the reasons to fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from distrain.supervision.beat import Beat
+
+__all__ = [
+    "ENV_HEARTBEAT",
+    "Board",
+    "beat",
+    "heartbeat",
+    "leave_record",
+    "on_board",
+    "open_slot",
+    "paused",
+    "stepped",
+]
+
+ENV_HEARTBEAT = "DISTRAIN_HEARTBEAT"
+"""The environment variable that tells a worker its slot: the board's path and the slot's number."""
+
+RECORD_NBYTES = 60 << 10
+
+_BEATS, _STEPS, _ITERATION, _LAST_NS, _SLOWEST_NS, _STATE, _PID, _RECORD_NBYTES = range(8)
+_PAGE = 4096
+_SLOT_NBYTES = _PAGE + RECORD_NBYTES
+_STATES = ("not begun", "going", "paused")
+_GOING, _PAUSED = 1, 2
+
+
+class Board:
+    """The supervisor's side: it makes the board and reads it.
+
+    Args:
+        fd: The memory file; the board owns it from now on.
+        num_slots: How many slots it has.
+        path: Where the workers find it.
+    """
+
+    def __init__(self, fd: int, num_slots: int, path: str) -> None:
+        self._fd = fd
+        self._memory = mmap.mmap(fd, num_slots * _SLOT_NBYTES)
+        self.path = path
+
+    @classmethod
+    def create(cls, num_slots: int, fallback: Path) -> Board:
+        """Make a board.
+
+        Args:
+            num_slots: Local ranks.
+            fallback: A file to use where the system has no memory files or no /proc (macOS).
+
+        Raises:
+            OSError: There is no memory for it, or the file cannot be written.
+        """
+        if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
+            fd = os.memfd_create("distrain-heartbeats")
+            path = f"/proc/{os.getpid()}/fd/{fd}"
+        else:
+            fd = os.open(fallback, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            path = str(fallback)
+        os.ftruncate(fd, num_slots * _SLOT_NBYTES)
+        return cls(fd, num_slots, path)
+
+    def variable(self, slot: int) -> str:
+        """Return the value of `ENV_HEARTBEAT` for the worker of a slot."""
+        return f"{self.path}:{slot}"
+
+    def beat(self, slot: int, rank: int) -> Beat:
+        """Return what a worker has shown so far.
+
+        Args:
+            slot: Its slot.
+            rank: Its global rank, for the answer.
+        """
+        numbers = struct.unpack_from("8Q", self._memory, slot * _SLOT_NBYTES)
+        return Beat(
+            rank=rank,
+            pid=numbers[_PID],
+            beats=numbers[_BEATS],
+            steps=numbers[_STEPS],
+            iteration=numbers[_ITERATION],
+            last_ns=numbers[_LAST_NS],
+            slowest_ns=numbers[_SLOWEST_NS],
+            state=_STATES[numbers[_STATE]],  # type: ignore[arg-type]  # one of the literals
+        )
+
+    def record(self, slot: int) -> bytes:
+        """Return the record of a worker's failure, empty when it left none."""
+        start = slot * _SLOT_NBYTES
+        (nbytes,) = struct.unpack_from("Q", self._memory, start + 8 * _RECORD_NBYTES)
+        return self._memory[start + _PAGE : start + _PAGE + min(nbytes, RECORD_NBYTES)]
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._memory.close()
+        os.close(self._fd)
+
+
+class _Slot:
+    """The worker's side of one slot."""
+
+    def __init__(self, path: str, number: int) -> None:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self.memory = mmap.mmap(fd, _SLOT_NBYTES, offset=number * _SLOT_NBYTES)
+        finally:
+            os.close(fd)
+        self.numbers = memoryview(self.memory)[:_PAGE].cast("Q")
+
+    def begin(self) -> None:
+        """Make it this process's own, with nothing shown yet."""
+        self.numbers[_RECORD_NBYTES] = 0
+        for field in (_STATE, _BEATS, _STEPS, _ITERATION, _LAST_NS, _SLOWEST_NS):
+            self.numbers[field] = 0
+        self.numbers[_PID] = os.getpid()
+
+
+_slot: _Slot | None = None
+_is_looked_for = False
+
+
+def open_slot(variable: str) -> None:
+    """Take possession of a slot, in the process that becomes a rank; what it showed before is wiped.
+
+    Args:
+        variable: The value of `ENV_HEARTBEAT`; a board that cannot be reached is done without.
+    """
+    global _slot, _is_looked_for
+    path, _, number = variable.rpartition(":")
+    _slot, _is_looked_for = None, True
+    with contextlib.suppress(OSError, ValueError):
+        _slot = _Slot(path, int(number))
+        _slot.begin()
+
+
+def on_board() -> Callable[[int], None] | None:
+    """Return `beat` where it has an effect, else None: what is called in each iteration asks once."""
+    if not _is_looked_for:
+        _connect()
+    return None if _slot is None else beat
+
+
+def _connect() -> None:
+    """Find this process's slot, if it has one. A process that a rank has started is not the rank."""
+    global _slot, _is_looked_for
+    _is_looked_for = True
+    path, _, number = os.environ.get(ENV_HEARTBEAT, "").rpartition(":")
+    if not path:
+        return
+    with contextlib.suppress(OSError, ValueError):
+        found = _Slot(path, int(number))
+        if found.numbers[_PID] == os.getpid():
+            _slot = found
+
+
+def _forget() -> None:
+    global _slot
+    _slot = None
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def _stamp(numbers: memoryview) -> None:
+    now = time.monotonic_ns()
+    last = numbers[_LAST_NS]
+    if numbers[_STATE] == _GOING and now - last > numbers[_SLOWEST_NS]:
+        numbers[_SLOWEST_NS] = now - last
+    numbers[_LAST_NS] = now
+    numbers[_STATE] = _GOING
+    numbers[_BEATS] += 1
+
+
+def beat(iteration: int) -> None:
+    """Show that this rank moves: an engine's iteration is done.
+
+    Args:
+        iteration: Its number.
+    """
+    if _slot is not None:
+        _slot.numbers[_ITERATION] = iteration
+        _stamp(_slot.numbers)
+
+
+def stepped(*_: object) -> None:
+    """Show that an optimizer has stepped; any arguments are welcome, for it is called by torch's hook."""
+    if _slot is not None:
+        _slot.numbers[_STEPS] += 1
+        _stamp(_slot.numbers)
+
+
+def heartbeat() -> None:
+    """Show that this rank moves, where no optimizer step and no iteration of an engine does: in a long evaluation, say.
+
+    Without `distrain launch` it does nothing. A rank that has shown nothing for `--hang-timeout` counts as hung.
+    """
+    if not _is_looked_for:
+        _connect()
+    if _slot is not None:
+        _stamp(_slot.numbers)
+
+
+@contextlib.contextmanager
+def paused() -> Iterator[None]:
+    """Have the time until the end of the block not counted: what is done there, a checkpoint say, may take long."""
+    slot = _slot
+    if slot is None or slot.numbers[_STATE] != _GOING:
+        yield
+        return
+    slot.numbers[_STATE] = _PAUSED
+    try:
+        yield
+    finally:
+        slot.numbers[_LAST_NS] = time.monotonic_ns()
+        slot.numbers[_STATE] = _GOING
+
+
+def leave_record(record: bytes) -> None:
+    """Leave the record of this rank's failure on the board.
+
+    Args:
+        record: JSON; one that is too long for the board is left out, the disk has it.
+    """
+    if _slot is not None and len(record) <= RECORD_NBYTES:
+        _slot.memory[_PAGE : _PAGE + len(record)] = record
+        _slot.numbers[_RECORD_NBYTES] = len(record)
