@@ -2,11 +2,11 @@
 
     supervisor   Board.create(4)                    one memory file, which has no name and ends with the supervisor
     worker       DISTRAIN_HEARTBEAT=<path>:<slot>   the supervisor's descriptor, seen through /proc
-                 stepped(), beat(n), heartbeat()    a few numbers are written; nobody is waited for
-    supervisor   Board.beat(slot)                   they are read whenever it likes
+                 open_slot(…), then stamps          two numbers are written; nobody is waited for
+    supervisor   Board.look(slot)                   they are read twice a second
 
 A stamp costs less than half a microsecond, so each optimizer step and each iteration of an engine can have one. Where
-there is no board, under another launcher say, every call does nothing.
+there is no board, under another launcher say, there is nothing to stamp and every call does nothing.
 
 A slot is a page of numbers of 64 bits, then the record of the rank's failure: that is kept in memory as well as on
 disk, because a full disk is one of the reasons to fail.
@@ -27,13 +27,12 @@ from distrain.supervision.beat import Beat
 __all__ = [
     "ENV_HEARTBEAT",
     "Board",
-    "beat",
+    "engine_stamp",
     "heartbeat",
     "leave_record",
-    "on_board",
     "open_slot",
+    "optimizer_stamp",
     "paused",
-    "stepped",
 ]
 
 ENV_HEARTBEAT = "DISTRAIN_HEARTBEAT"
@@ -41,11 +40,9 @@ ENV_HEARTBEAT = "DISTRAIN_HEARTBEAT"
 
 RECORD_NBYTES = 60 << 10
 
-_BEATS, _STEPS, _ITERATION, _LAST_NS, _SLOWEST_NS, _STATE, _PID, _RECORD_NBYTES = range(8)
+_STEPS, _ITERATIONS, _ITERATION, _HEARTBEATS, _LAST_NS, _PAUSED, _PID, _RECORD_NBYTES = range(8)
 _PAGE = 4096
 _SLOT_NBYTES = _PAGE + RECORD_NBYTES
-_STATES = ("not begun", "going", "paused")
-_GOING, _PAUSED = 1, 2
 
 
 class Board:
@@ -60,6 +57,7 @@ class Board:
     def __init__(self, fd: int, num_slots: int, path: str) -> None:
         self._fd = fd
         self._memory = mmap.mmap(fd, num_slots * _SLOT_NBYTES)
+        self._seen: dict[int, Beat] = {}
         self.path = path
 
     @classmethod
@@ -86,24 +84,34 @@ class Board:
         """Return the value of `ENV_HEARTBEAT` for the worker of a slot."""
         return f"{self.path}:{slot}"
 
-    def beat(self, slot: int, rank: int) -> Beat:
+    def look(self, slot: int, rank: int) -> Beat:
         """Return what a worker has shown so far.
+
+        The slowest gap is measured here, between two looks, so that a stamp need not: what lasts longer than the time
+        between two looks is seen exactly.
 
         Args:
             slot: Its slot.
             rank: Its global rank, for the answer.
         """
         numbers = struct.unpack_from("8Q", self._memory, slot * _SLOT_NBYTES)
-        return Beat(
+        beats = numbers[_STEPS] + numbers[_ITERATIONS] + numbers[_HEARTBEATS]
+        before, last_ns, slowest_ns = self._seen.get(slot), numbers[_LAST_NS], 0
+        if before is not None and before.pid == numbers[_PID]:
+            is_gap = before.state == "going" and beats > before.beats
+            slowest_ns = max(before.slowest_ns, last_ns - before.last_ns if is_gap else 0)
+        seen = Beat(
             rank=rank,
             pid=numbers[_PID],
-            beats=numbers[_BEATS],
+            beats=beats,
             steps=numbers[_STEPS],
             iteration=numbers[_ITERATION],
-            last_ns=numbers[_LAST_NS],
-            slowest_ns=numbers[_SLOWEST_NS],
-            state=_STATES[numbers[_STATE]],  # type: ignore[arg-type]  # one of the literals
+            last_ns=last_ns,
+            slowest_ns=slowest_ns,
+            state="not begun" if last_ns == 0 else "paused" if numbers[_PAUSED] else "going",
         )
+        self._seen[slot] = seen
+        return seen
 
     def record(self, slot: int) -> bytes:
         """Return the record of a worker's failure, empty when it left none."""
@@ -130,8 +138,7 @@ class _Slot:
 
     def begin(self) -> None:
         """Make it this process's own, with nothing shown yet."""
-        self.numbers[_RECORD_NBYTES] = 0
-        for field in (_STATE, _BEATS, _STEPS, _ITERATION, _LAST_NS, _SLOWEST_NS):
+        for field in (_LAST_NS, _RECORD_NBYTES, _PAUSED, _STEPS, _ITERATIONS, _ITERATION, _HEARTBEATS):
             self.numbers[field] = 0
         self.numbers[_PID] = os.getpid()
 
@@ -150,28 +157,22 @@ def open_slot(variable: str) -> None:
     path, _, number = variable.rpartition(":")
     _slot, _is_looked_for = None, True
     with contextlib.suppress(OSError, ValueError):
-        _slot = _Slot(path, int(number))
-        _slot.begin()
+        slot = _Slot(path, int(number))
+        slot.begin()
+        _slot = slot
 
 
-def on_board() -> Callable[[int], None] | None:
-    """Return `beat` where it has an effect, else None: what is called in each iteration asks once."""
-    if not _is_looked_for:
-        _connect()
-    return None if _slot is None else beat
-
-
-def _connect() -> None:
-    """Find this process's slot, if it has one. A process that a rank has started is not the rank."""
+def _own_slot() -> _Slot | None:
+    """Return this process's slot, if it has one. A process that a rank has started is not the rank."""
     global _slot, _is_looked_for
-    _is_looked_for = True
-    path, _, number = os.environ.get(ENV_HEARTBEAT, "").rpartition(":")
-    if not path:
-        return
-    with contextlib.suppress(OSError, ValueError):
-        found = _Slot(path, int(number))
-        if found.numbers[_PID] == os.getpid():
-            _slot = found
+    if not _is_looked_for:
+        _is_looked_for = True
+        path, _, number = os.environ.get(ENV_HEARTBEAT, "").rpartition(":")
+        with contextlib.suppress(OSError, ValueError):
+            found = _Slot(path, int(number))
+            if found.numbers[_PID] == os.getpid():
+                _slot = found
+    return _slot
 
 
 def _forget() -> None:
@@ -182,32 +183,35 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def _stamp(numbers: memoryview) -> None:
-    now = time.monotonic_ns()
-    last = numbers[_LAST_NS]
-    if numbers[_STATE] == _GOING and now - last > numbers[_SLOWEST_NS]:
-        numbers[_SLOWEST_NS] = now - last
-    numbers[_LAST_NS] = now
-    numbers[_STATE] = _GOING
-    numbers[_BEATS] += 1
+def optimizer_stamp() -> Callable[..., None] | None:
+    """Return what shows that an optimizer has stepped, to be torch's hook; None without a board."""
+    slot = _own_slot()
+    if slot is None:
+        return None
+    numbers, clock, steps = slot.numbers, time.monotonic_ns, slot.numbers[_STEPS]
+
+    def stamp(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+        numbers[_STEPS] = steps
+        numbers[_LAST_NS] = clock()
+
+    return stamp
 
 
-def beat(iteration: int) -> None:
-    """Show that this rank moves: an engine's iteration is done.
+def engine_stamp() -> Callable[[int], None] | None:
+    """Return what shows that an engine has done an iteration, given its number; None without a board."""
+    slot = _own_slot()
+    if slot is None:
+        return None
+    numbers, clock = slot.numbers, time.monotonic_ns
 
-    Args:
-        iteration: Its number.
-    """
-    if _slot is not None:
-        _slot.numbers[_ITERATION] = iteration
-        _stamp(_slot.numbers)
+    def stamp(iteration: int) -> None:
+        numbers[_ITERATIONS] += 1
+        numbers[_ITERATION] = iteration
+        numbers[_LAST_NS] = clock()
 
-
-def stepped(*_: object) -> None:
-    """Show that an optimizer has stepped; any arguments are welcome, for it is called by torch's hook."""
-    if _slot is not None:
-        _slot.numbers[_STEPS] += 1
-        _stamp(_slot.numbers)
+    return stamp
 
 
 def heartbeat() -> None:
@@ -215,25 +219,25 @@ def heartbeat() -> None:
 
     Without `distrain launch` it does nothing. A rank that has shown nothing for `--hang-timeout` counts as hung.
     """
-    if not _is_looked_for:
-        _connect()
-    if _slot is not None:
-        _stamp(_slot.numbers)
+    slot = _own_slot()
+    if slot is not None:
+        slot.numbers[_HEARTBEATS] += 1
+        slot.numbers[_LAST_NS] = time.monotonic_ns()
 
 
 @contextlib.contextmanager
 def paused() -> Iterator[None]:
     """Have the time until the end of the block not counted: what is done there, a checkpoint say, may take long."""
-    slot = _slot
-    if slot is None or slot.numbers[_STATE] != _GOING:
+    slot = _own_slot()
+    if slot is None or slot.numbers[_LAST_NS] == 0:
         yield
         return
-    slot.numbers[_STATE] = _PAUSED
+    slot.numbers[_PAUSED] = 1
     try:
         yield
     finally:
         slot.numbers[_LAST_NS] = time.monotonic_ns()
-        slot.numbers[_STATE] = _GOING
+        slot.numbers[_PAUSED] = 0
 
 
 def leave_record(record: bytes) -> None:
@@ -242,6 +246,7 @@ def leave_record(record: bytes) -> None:
     Args:
         record: JSON; one that is too long for the board is left out, the disk has it.
     """
-    if _slot is not None and len(record) <= RECORD_NBYTES:
-        _slot.memory[_PAGE : _PAGE + len(record)] = record
-        _slot.numbers[_RECORD_NBYTES] = len(record)
+    slot = _own_slot()
+    if slot is not None and len(record) <= RECORD_NBYTES:
+        slot.memory[_PAGE : _PAGE + len(record)] = record
+        slot.numbers[_RECORD_NBYTES] = len(record)

@@ -25,18 +25,19 @@ def board(tmp_path, monkeypatch):
 
 def test_a_worker_that_has_done_nothing_has_not_begun(board):
     heartbeat.open_slot(board.variable(1))
-    beat = board.beat(1, rank=5)
+    beat = board.look(1, rank=5)
     assert (beat.rank, beat.pid, beat.state, beat.beats, beat.last_ns) == (5, os.getpid(), "not begun", 0, 0)
-    assert board.beat(0, rank=4).pid == 0
+    assert board.look(0, rank=4).pid == 0
 
 
 def test_steps_iterations_and_heartbeats_are_seen(board):
     heartbeat.open_slot(board.variable(2))
-    heartbeat.stepped()
-    heartbeat.stepped("optimizer", (), {})
-    heartbeat.beat(41)
+    stepped, moved = heartbeat.optimizer_stamp(), heartbeat.engine_stamp()
+    stepped()
+    stepped("optimizer", (), {})
+    moved(41)
     heartbeat.heartbeat()
-    beat = board.beat(2, rank=2)
+    beat = board.look(2, rank=2)
     assert (beat.steps, beat.beats, beat.iteration, beat.state) == (2, 4, 41, "going")
     assert 0 <= time.monotonic_ns() - beat.last_ns < 5e9
 
@@ -45,15 +46,17 @@ def test_the_slowest_gap_is_kept_and_a_pause_is_none(board, monkeypatch):
     now = 1_000
     monkeypatch.setattr(time, "monotonic_ns", lambda: now)
     heartbeat.open_slot(board.variable(0))
-    heartbeat.stepped()
-    now += 700
-    heartbeat.stepped()
+    for gap in (0, 700, 200):
+        now += gap
+        heartbeat.heartbeat()
+        board.look(0, rank=0)
     with heartbeat.paused():
-        assert board.beat(0, rank=0).state == "paused"
+        assert board.look(0, rank=0).state == "paused"
         now += 9_000
+    board.look(0, rank=0)
     now += 300
-    heartbeat.stepped()
-    beat = board.beat(0, rank=0)
+    heartbeat.heartbeat()
+    beat = board.look(0, rank=0)
     assert (beat.slowest_ns, beat.last_ns, beat.state) == (700, now, "going")
 
 
@@ -61,15 +64,15 @@ def test_a_pause_before_the_first_step_is_not_a_beginning(board):
     heartbeat.open_slot(board.variable(0))
     with heartbeat.paused():
         pass
-    assert board.beat(0, rank=0).state == "not begun"
+    assert board.look(0, rank=0).state == "not begun"
 
 
 def test_the_next_owner_of_a_slot_begins_anew(board):
     heartbeat.open_slot(board.variable(0))
-    heartbeat.stepped()
+    heartbeat.heartbeat()
     heartbeat.leave_record(b"{}")
     heartbeat.open_slot(board.variable(0))
-    beat = board.beat(0, rank=0)
+    beat = board.look(0, rank=0)
     assert (beat.beats, beat.steps, beat.state, board.record(0)) == (0, 0, "not begun", b"")
 
 
@@ -88,10 +91,9 @@ def test_a_record_is_kept_whole_or_not_at_all(board):
 def test_without_a_board_nothing_happens(board, monkeypatch, variable):
     monkeypatch.setenv(ENV_HEARTBEAT, variable)
     heartbeat.heartbeat()
-    heartbeat.stepped()
     with heartbeat.paused():
         heartbeat.leave_record(b"{}")
-    assert heartbeat.on_board() is None
+    assert heartbeat.engine_stamp() is heartbeat.optimizer_stamp() is None
 
 
 COLD = """\
@@ -116,7 +118,7 @@ def test_a_program_in_the_ranks_place_finds_its_slot_and_its_children_do_not(boa
     path.write_text(COLD)
     env = {**os.environ, ENV_HEARTBEAT: board.variable(1), "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, path, "become"], env=env, check=True)
-    beat = board.beat(1, rank=1)
+    beat = board.look(1, rank=1)
     assert (beat.beats, beat.state) == (1, "going")
 
 
@@ -125,8 +127,8 @@ def test_where_the_system_has_no_memory_files_a_file_of_the_run_directory_is_the
     monkeypatch.setattr(heartbeat, "_slot", None)
     board = Board.create(2, tmp_path / "heartbeats")
     heartbeat.open_slot(board.variable(1))
-    heartbeat.stepped()
+    heartbeat.optimizer_stamp()()
     assert board.path == str(tmp_path / "heartbeats")
-    assert board.beat(1, rank=1).steps == 1
+    assert board.look(1, rank=1).steps == 1
     heartbeat._forget()
     board.close()
