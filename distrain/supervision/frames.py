@@ -94,7 +94,7 @@ def fold(frames: Iterable[Frame]) -> list[str]:
 
     Returns:
         Lines without line ends and without indentation before a frame, such as
-        `File "train.py", line 31, in step`, its source line four spaces in, and `… 4 frames in torch`.
+        `File "train.py", line 31, in step`, its source line two spaces in, and `… 4 frames in torch`.
     """
     lines = []
     for library, run in itertools.groupby(frames, lambda frame: is_library(frame.file)):
@@ -106,5 +106,5 @@ def fold(frames: Iterable[Frame]) -> list[str]:
         for frame in stack:
             lines.append(f'File "{frame.file}", line {frame.line or "unknown"}, in {frame.function}')
             if frame.code:
-                lines.append(f"    {frame.code}")
+                lines.append(f"  {frame.code}")
     return lines

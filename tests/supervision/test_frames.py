@@ -62,7 +62,7 @@ def test_runs_of_library_frames_are_one_line():
     assert fold(frames) == [
         "… 1 frame in runpy",
         'File "train.py", line 3, in <module>',
-        "    main()",
+        "  main()",
         'File "train.py", line unknown, in main',
         "… 3 frames in torch, threading",
     ]

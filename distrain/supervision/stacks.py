@@ -1,0 +1,326 @@
+"""The Python stacks that `faulthandler` leaves in a rank's stacks.log: read, compared between ranks, shown.
+
+A worker registers `faulthandler` on `STACKS_SIGNAL` and enables it for fatal signals, both into the same file. The
+format is that of CPython's Python/traceback.c, 3.10 to 3.14.
+"""
+
+from __future__ import annotations
+
+import itertools
+import linecache
+import re
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from distrain.supervision.frames import Frame, fold, is_library, short_path
+from distrain.supervision.process_state import ProcessState, native_stack, process_state
+
+__all__ = [
+    "STACKS_SIGNAL",
+    "Dump",
+    "Group",
+    "ProcessState",
+    "Thread",
+    "group",
+    "last_dump",
+    "native_stack",
+    "odd_ones_out",
+    "parse",
+    "process_state",
+    "render",
+]
+
+# Real-time signals near SIGRTMIN belong to the C library and to tools that count from there; macOS has none.
+STACKS_SIGNAL: int = signal.SIGRTMIN + 9 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
+
+_HEADER = re.compile(
+    r"(?P<kind>Current thread|Thread|Stack)(?: (?P<ident>0x[0-9a-f]+))?(?: \[(?P<name>.*)\])?"
+    r" \(most recent call first\):"
+)
+_NATIVE_HEADER = "Current thread's C stack trace (most recent call first):"
+_FRAME = re.compile(r'  File (?P<file>".*"|\?\?\?), line (?P<line>\d+|\?\?\?) in (?P<function>.*)')
+_FATAL = "Fatal Python error: "
+_ESCAPE = re.compile(r"\\x([0-9a-f]{2})|\\u([0-9a-f]{4})|\\U([0-9a-f]{8})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thread:
+    """One thread's stack.
+
+    Args:
+        ident: Its identity, hexadecimal as pthreads has it; "" when not told.
+        name: Its name, where Python tells it (3.14); else "".
+        is_current: Whether it took the signal.
+        is_main: Whether it is the main thread.
+        frames: Its frames, the most recent call last.
+    """
+
+    ident: str
+    name: str
+    is_current: bool
+    is_main: bool
+    frames: tuple[Frame, ...]
+
+    @property
+    def is_users(self) -> bool:
+        """Whether code of the user's is on its stack."""
+        return any(not is_library(frame.file) for frame in self.frames)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dump:
+    """What one signal made `faulthandler` write.
+
+    Args:
+        fatal: `Fatal Python error: Segmentation fault` when the process died of it, else "".
+        threads: Its threads, the youngest first.
+        native: The lines of the C stack, innermost first; Python 3.14 writes one when it crashes.
+    """
+
+    fatal: str
+    threads: tuple[Thread, ...]
+    native: tuple[str, ...] = ()
+
+    @property
+    def main(self) -> Thread | None:
+        """The main thread; None when the dump broke off before it."""
+        return next((thread for thread in self.threads if thread.is_main), None)
+
+    @property
+    def frames(self) -> tuple[Frame, ...]:
+        """The main thread's frames, the most recent call last; () when there are none."""
+        return self.main.frames if self.main else ()
+
+
+def parse(text: str) -> list[Dump]:
+    """Return the dumps in the content of a stacks.log, oldest first; other lines are passed over.
+
+    Threads of one dump are parted by an empty line. A thread without one before it begins the next dump.
+
+    Args:
+        text: All of the file or what was appended to it.
+    """
+    return [_dump(lines) for lines in _split(text.splitlines())]
+
+
+def _split(lines: Sequence[str]) -> Iterator[list[str]]:
+    """Part the lines of several dumps; what comes before the first stays with it."""
+    dump: list[str] = []
+    has_content = has_thread = False
+    for before, line in itertools.pairwise(["", *lines]):
+        is_thread, is_crash = bool(_HEADER.fullmatch(line)), line.startswith(_FATAL)
+        if has_content and (is_crash or (is_thread and has_thread and before)):
+            yield dump
+            dump, has_content, has_thread = [], False, False
+        has_content |= is_thread or is_crash
+        has_thread |= is_thread
+        dump.append(line)
+    if has_content:
+        yield dump
+
+
+def _dump(lines: Sequence[str]) -> Dump:
+    threads: list[tuple[re.Match[str], list[Frame]]] = []
+    native: list[str] = []
+    in_native = False
+    for line in lines:
+        in_native = line == _NATIVE_HEADER or (in_native and line.startswith("  "))
+        if header := _HEADER.fullmatch(line):
+            threads.append((header, []))
+        elif threads and (frame := _FRAME.fullmatch(line)):
+            threads[-1][1].insert(0, _frame(frame))
+        elif in_native and line != _NATIVE_HEADER:
+            native.append(line.strip())
+    main = _main_thread(threads)
+    return Dump(
+        fatal=next((line for line in lines if line.startswith(_FATAL)), ""),
+        threads=tuple(
+            Thread(
+                ident=header["ident"] or "",
+                name=header["name"] or "",
+                is_current=header["kind"] != "Thread",
+                is_main=n == main,
+                frames=tuple(frames),
+            )
+            for n, (header, frames) in enumerate(threads)
+        ),
+        native=tuple(native),
+    )
+
+
+def _main_thread(threads: Sequence[tuple[re.Match[str], list[Frame]]]) -> int:
+    """Return which one is the main thread: the last, since the youngest is listed first; -1 when the list was cut.
+
+    Lists are cut at 100 threads. A thread of `threading` begins in `_bootstrap`, and so does what it forked, which
+    then has no other thread.
+    """
+    of_threading = [bool(frames) and frames[0].function == "_bootstrap" for _, frames in threads]
+    if len(threads) < 2 or not of_threading[-1]:
+        return len(threads) - 1
+    current = (n for n, (header, _) in enumerate(threads) if header["kind"] != "Thread" and not of_threading[n])
+    return next(current, -1)
+
+
+def _frame(match: re.Match[str]) -> Frame:
+    return Frame(
+        file=_unescaped(match["file"].strip('"')),
+        line=int(match["line"]) if match["line"].isdigit() else 0,
+        function=_unescaped(match["function"]),
+    )
+
+
+def _unescaped(text: str) -> str:
+    """Put back what faulthandler, which may only write ASCII, wrote as \\xf6."""
+    return _ESCAPE.sub(lambda match: chr(int(match[1] or match[2] or match[3], 16)), text)
+
+
+def last_dump(path: Path, since_nbytes: int = 0) -> Dump | None:
+    """Return the newest dump in a stacks.log.
+
+    Args:
+        path: The file.
+        since_nbytes: Where to begin to read: what the file held before the signal was sent.
+
+    Returns:
+        None when nothing was appended or there is no such file.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(since_nbytes)
+            dumps = parse(file.read().decode(errors="replace"))
+    except OSError:
+        return None
+    return dumps[-1] if dumps else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Ranks whose main threads stand at the same place.
+
+    Args:
+        ranks: In ascending order.
+        dump: The stacks of the first of them; None when these ranks gave none.
+    """
+
+    ranks: tuple[int, ...]
+    dump: Dump | None
+
+    @property
+    def waits_for_others(self) -> bool:
+        """Whether its innermost calls are a collective or a backward pass, which other ranks must take part in."""
+        return _waiting_in(self.dump.frames if self.dump else ()) is not None
+
+
+def group(by_rank: Mapping[int, Dump | None]) -> list[Group]:
+    """Return the ranks in groups of the same main stack (file, line and function of every frame), largest first.
+
+    Args:
+        by_rank: Each rank's dump; None when it gave none, as a stopped process does.
+    """
+    members: dict[tuple[Frame, ...] | None, list[int]] = {}
+    for rank in sorted(by_rank):
+        dump = by_rank[rank]
+        members.setdefault(dump.frames if dump else None, []).append(rank)
+    groups = [Group(ranks=tuple(ranks), dump=by_rank[ranks[0]]) for ranks in members.values()]
+    return sorted(groups, key=lambda each: (-len(each.ranks), each.ranks))
+
+
+def odd_ones_out(groups: Sequence[Group]) -> tuple[int, ...]:
+    """Return the ranks that the others probably wait for, () when the stacks do not tell.
+
+    Those that do not wait for others, or gave no stack, among those that do wait; else those without a stack among
+    those with one; else those that are not in the largest group, when it is larger than all the others together.
+
+    Args:
+        groups: As `group` returns them.
+    """
+    for here in (lambda each: each.waits_for_others, lambda each: each.dump is not None):
+        odd = [rank for each in groups if not here(each) for rank in each.ranks]
+        if odd and any(here(each) for each in groups):
+            return tuple(sorted(odd))
+    odd = [rank for each in groups[1:] for rank in each.ranks]
+    return tuple(sorted(odd)) if groups and len(odd) < len(groups[0].ranks) else ()
+
+
+def _last_run(frames: Sequence[Frame]) -> Sequence[Frame]:
+    """The library frames below the user's last one."""
+    users = [n for n, frame in enumerate(frames) if not is_library(frame.file)]
+    return frames[users[-1] + 1 :] if users else frames
+
+
+def _waiting_in(frames: Sequence[Frame]) -> Frame | None:
+    """The library's frame that waits for other ranks, None when none does.
+
+    DDP reduces inside the backward pass, whose only Python frame is autograd's.
+    """
+    places = ("torch/distributed/", "torch/autograd/graph.py", "torch/_tensor.py")
+    run = _last_run(frames)
+    for place in places:
+        for frame in reversed(run):
+            if short_path(frame.file).startswith(place) and not frame.file.endswith("c10d_logger.py"):
+                return frame
+    return None
+
+
+def _doing(dump: Dump | None) -> str:
+    """What the main thread is in, in a few words, "" when its frames say all."""
+    run = _last_run(dump.frames) if dump else ()
+    if waiting := _waiting_in(dump.frames if dump else ()):
+        return f"waiting in {waiting.function} ({short_path(waiting.file)})"
+    if any(short_path(frame.file) == "torch/utils/data/dataloader.py" for frame in run):
+        return "waiting for a worker of its DataLoader"
+    return f"in {run[-1].function} ({short_path(run[-1].file)})" if run else ""
+
+
+def render(groups: Sequence[Group], states: Mapping[int, ProcessState | None]) -> str:
+    """Return the stacks of all ranks as text: who stands where, the odd ones named, library frames folded.
+
+    Of each group the main thread is shown, and the other threads of its first rank that run code of the user's.
+
+    Args:
+        groups: As `group` returns them.
+        states: What each rank's process was doing before it was asked for its stack; may lack ranks.
+    """
+    odd = odd_ones_out(groups)
+    return "\n".join(line for each in groups for line in _render_group(each, states, odd=each.ranks[0] in odd))
+
+
+def _render_group(each: Group, states: Mapping[int, ProcessState | None], *, odd: bool) -> Iterator[str]:
+    known = [state for rank in each.ranks if (state := states.get(rank))]
+    words = dict.fromkeys(state.words for state in known if odd or state.state != "S")
+    title = _ranks(each.ranks) + (", the odd one out" if odd and len(each.ranks) == 1 else ", the odd ones out" * odd)
+    title += f" ({', '.join(words)})" if words else ""
+    doing = _doing(each.dump)
+    yield f"{title}, {doing}:" if doing else f"{title}:"
+    if each.dump is None or not each.dump.threads:
+        yield "  no Python stack was given"
+        return
+    if each.dump.fatal:
+        yield f"  {each.dump.fatal}"
+    yield from (f"  {line}" for line in fold(_with_code(each.dump.frames)) or ["no Python frame"])
+    for thread in each.dump.threads:
+        if not thread.is_main and (thread.is_users or (each.dump.fatal and thread.is_current)):
+            crashed = ", which crashed" if each.dump.fatal and thread.is_current else ""
+            yield f"  thread {thread.name or thread.ident}{crashed}:"
+            yield from (f"    {line}" for line in fold(_with_code(thread.frames)))
+
+
+def _with_code(frames: Sequence[Frame]) -> Iterator[Frame]:
+    for frame in frames:
+        linecache.checkcache(frame.file)
+        code = "" if is_library(frame.file) else linecache.getline(frame.file, frame.line).strip()
+        yield replace(frame, code=code or frame.code)
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    """Return `rank 3` or `ranks 0-2, 5`."""
+    spans: list[list[int]] = []
+    for rank in ranks:
+        if spans and spans[-1][1] == rank - 1:
+            spans[-1][1] = rank
+        else:
+            spans.append([rank, rank])
+    text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+    return f"rank{'s' if len(ranks) > 1 else ''} {text}"
