@@ -43,6 +43,8 @@ _NATIVE_HEADER = "Current thread's C stack trace (most recent call first):"
 _FRAME = re.compile(r'  File (?P<file>".*"|\?\?\?), line (?P<line>\d+|\?\?\?) in (?P<function>.*)')
 _FATAL = "Fatal Python error: "
 _ESCAPE = re.compile(r"\\x([0-9a-f]{2})|\\u([0-9a-f]{4})|\\U([0-9a-f]{8})")
+_COLLECTIVES = ("torch/distributed/distributed_c10d.py", "torch/distributed/_functional_collectives.py")
+_MAY_WAIT = ("torch/distributed/", "torch/nn/parallel/distributed.py", "torch/autograd/graph.py", "torch/_tensor.py")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,15 +255,13 @@ def _last_run(frames: Sequence[Frame]) -> Sequence[Frame]:
 def _waiting_in(frames: Sequence[Frame]) -> Frame | None:
     """The library's frame that waits for other ranks, None when none does.
 
-    DDP reduces inside the backward pass, whose only Python frame is autograd's.
+    DDP reduces inside the backward pass, whose only Python frame is autograd's, and waits for the rest before the
+    next forward pass. There the frame must be the innermost, since wrapped modules run inside such frames too.
     """
-    places = ("torch/distributed/", "torch/autograd/graph.py", "torch/_tensor.py")
-    run = _last_run(frames)
-    for place in places:
-        for frame in reversed(run):
-            if short_path(frame.file).startswith(place) and not frame.file.endswith("c10d_logger.py"):
-                return frame
-    return None
+    run = [frame for frame in _last_run(frames) if short_path(frame.file) != "torch/distributed/c10d_logger.py"]
+    if run and short_path(run[-1].file).startswith(_MAY_WAIT):
+        return run[-1]
+    return next((frame for frame in reversed(run) if short_path(frame.file).startswith(_COLLECTIVES)), None)
 
 
 def _doing(dump: Dump | None) -> str:

@@ -128,6 +128,16 @@ BACKWARD = dump_of(
     (TORCH + "_tensor.py", 630, "backward"),
     (TORCH + "autograd/graph.py", 829, "_engine_run_backward"),
 )
+FORWARD = dump_of(
+    ("train.py", 19, "step"),
+    (TORCH + "nn/modules/module.py", 1800, "_call_impl"),
+    (TORCH + "nn/parallel/distributed.py", 1600, "_pre_forward"),
+)
+WRAPPED = dump_of(
+    ("train.py", 19, "step"),
+    (TORCH + "nn/parallel/distributed.py", 1700, "forward"),
+    (TORCH + "nn/modules/linear.py", 125, "forward"),
+)
 LOAD = dump_of(("train.py", 27, "load"))
 LOADER = dump_of(
     ("train.py", 18, "epoch"),
@@ -143,6 +153,8 @@ LOADER = dump_of(
         ({0: REDUCE, 1: LOAD}, (1,)),
         ({0: LOAD, 1: BACKWARD}, (0,)),
         ({0: LOADER, 1: BACKWARD}, (0,)),
+        ({0: FORWARD, 1: LOAD}, (1,)),
+        ({0: FORWARD, 1: WRAPPED}, (1,)),
         ({0: LOAD, 1: LOAD, 2: LOAD, 3: BARRIER}, (0, 1, 2)),
         ({0: BARRIER, 1: BARRIER, 2: REDUCE}, (2,)),
         ({0: REDUCE, 1: REDUCE, 2: None}, (2,)),
