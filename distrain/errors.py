@@ -8,6 +8,9 @@
     ├── CheckpointError            a checkpoint is unreadable, incomplete or belongs to something else
     └── NonFiniteLossError         a loss is nan or infinite, and the trainer was told to raise
 
+    SystemExit                     Python's own, no error
+    └── StoppedBySignal            the trainer was asked to stop, did so between two steps, and its state is saved
+
 A message says what was got, what is valid and what to do next. Plain mistakes in a call's arguments stay
 `ValueError` and `TypeError`, as everywhere in Python.
 """
@@ -15,18 +18,29 @@ A message says what was got, what is valid and what to do next. Plain mistakes i
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
+from pathlib import Path
 
 __all__ = [
+    "EXIT_PREEMPTED",
     "CheckpointError",
     "DistrainError",
     "LaunchError",
     "NonFiniteLossError",
     "RunDirError",
     "RuntimeStateError",
+    "StoppedBySignal",
     "UsageError",
     "did_you_mean",
 ]
+
+
+EXIT_PREEMPTED = 75
+"""The exit code that says: asked to end, the state is saved, queue me again (EX_TEMPFAIL of sysexits.h)."""
+
+EXIT_CODES = {signal.SIGTERM: EXIT_PREEMPTED, signal.SIGINT: 130}
+"""The signals that stop a trainer, and the exit code after each."""
 
 
 class DistrainError(Exception):
@@ -55,6 +69,24 @@ class CheckpointError(DistrainError):
 
 class NonFiniteLossError(DistrainError, ArithmeticError):
     """A loss is nan or infinite."""
+
+
+class StoppedBySignal(SystemExit):
+    """The end of a process whose trainer stopped at a signal, with its state saved: exit code 75 or 130.
+
+    `with distrain.init()` takes it for a good end, since every rank stops after the same iteration.
+
+    Args:
+        number: The signal, one of `EXIT_CODES`.
+        step: The iteration after which the trainer stopped.
+        path: The checkpoint of it.
+    """
+
+    def __init__(self, number: signal.Signals, step: int, path: Path) -> None:
+        super().__init__(EXIT_CODES[number])
+        self.number = number
+        self.step = step
+        self.path = path
 
 
 def did_you_mean(got: str, valid: Iterable[str], *, most: int = 3) -> str:

@@ -31,6 +31,7 @@ call of a helper for each event would cost more than all the engine does now.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import logging
@@ -39,7 +40,8 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, Protocol
 
 from distrain.engine.events import Events, check_signature
 from distrain.engine.handlers import EventSource
@@ -76,6 +78,20 @@ class _Signal:
         setattr(engine, self._slot, value)
         if value:
             engine._signalled = True  # noqa: SLF001  # it is a part of the engine
+
+
+class Timer(Protocol):
+    """What an engine rings, behind the process function and ahead of ITERATION_COMPLETED, when its time has come."""
+
+    due_s: float
+    """When, on the clock of `time.monotonic`; ahead of the next iteration's end anybody may set it, also a signal."""
+
+    def ring(self, engine: Engine) -> None:
+        """Do what is to be done, and set `due_s` anew.
+
+        Args:
+            engine: The engine.
+        """
 
 
 class Engine(EventSource):
@@ -123,6 +139,9 @@ class Engine(EventSource):
         self._suspended_s = 0.0
         self._is_reporting = False
         self._signalled = False
+        self.timer: Timer | None = None
+        """At most one; an epoch begins with the one that is set then."""
+        self._run_contexts: list[Callable[[Engine], AbstractContextManager[object]]] = []
         self._clear_signals()
 
     def run(
@@ -166,15 +185,29 @@ class Engine(EventSource):
 
         if self._internal_run_generator is None:
             self._internal_run_generator = self._internal_run()
-        try:
-            return next(self._internal_run_generator)
-        except StopIteration as end:
-            self._internal_run_generator = None
-            finished: State = end.value
-            return finished
-        except BaseException:
-            self._internal_run_generator = None
-            raise
+        with contextlib.ExitStack() as around:
+            for make in self._run_contexts:
+                around.enter_context(make(self))
+            try:
+                reached = next(self._internal_run_generator)
+            except StopIteration as end:
+                self._internal_run_generator = None
+                reached = end.value
+            except BaseException:
+                self._internal_run_generator = None
+                raise
+        return reached
+
+    def add_run_context(self, make: Callable[[Engine], AbstractContextManager[object]]) -> None:
+        """Hold a context open during each `run()`: entered before its first event, left in whatever way it ends.
+
+        It is left also where the run is put aside, and entered anew when it goes on. What it raises on leaving a run
+        that has ended well comes out of `run()`.
+
+        Args:
+            make: Takes the engine, returns the context manager.
+        """
+        self._run_contexts.append(make)
 
     def _check_goal(self, max_epochs: int | None, max_iters: int | None) -> None:
         state = self.state
@@ -495,6 +528,7 @@ class Engine(EventSource):
         is_overridden = type(self)._fire_event is not EventSource._fire_event  # noqa: SLF001  # our own base class
         is_watched = is_overridden or self.logger.isEnabledFor(logging.DEBUG)
         fire = self._fire_watched if is_watched else self._fire_plainly
+        timer, clock = self.timer, time.monotonic
         count, self._init_iter = self._init_iter or 0, None
         done_before = count
         self._before_epoch = self.state.iteration - count
@@ -549,6 +583,8 @@ class Engine(EventSource):
                 if self._signalled:
                     yield from self._obey_signals()
                 state.output = process(self, state.batch)
+                if timer is not None and clock() >= timer.due_s:
+                    timer.ring(self)
                 if (entries := table["ITERATION_COMPLETED"]) or is_watched:
                     fire(_ITERATION_COMPLETED, entries)
                 else:

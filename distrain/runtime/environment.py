@@ -14,7 +14,7 @@ from pathlib import Path
 from distrain.errors import UsageError, did_you_mean
 from distrain.rundir import ENV_RUN_DIR
 
-__all__ = ["DEVICE_TYPES", "ENV_DEVICE", "PLACEMENT", "WorkerEnvironment", "read_environment"]
+__all__ = ["DEVICE_TYPES", "ENV_DEVICE", "PLACEMENT", "WorkerEnvironment", "num_restarts", "read_environment"]
 
 ENV_DEVICE = "DISTRAIN_DEVICE"
 """The environment variable that carries the launcher's `--device`."""
@@ -103,3 +103,12 @@ def _number(environ: Mapping[str, str], name: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise UsageError(f"{name} is {environ[name]!r}; it must be a whole number, 0 or more.")
     return int(text)
+
+
+def num_restarts(environ: Mapping[str, str] | None = None) -> str:
+    """Return how often the launcher has started this group of workers again, "0" without a launcher.
+
+    Args:
+        environ: The variables; those of this process by default.
+    """
+    return (os.environ if environ is None else environ).get("TORCHELASTIC_RESTART_COUNT", "0")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from distrain.errors import RunDirError, RuntimeStateError
+from distrain.errors import RunDirError, RuntimeStateError, StoppedBySignal
 from distrain.rundir import DEFAULT_PARENT, new_run_name
 from distrain.runtime import process_group
 from distrain.runtime.devices import choose_device
@@ -133,7 +133,8 @@ class World:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+        is_end = isinstance(error, SystemExit) and (error.code in (None, 0) or isinstance(error, StoppedBySignal))
+        if error is None or is_end:
             self.close()
         else:
             # The peers may be inside a collective operation that this rank never joins: waiting for them would turn

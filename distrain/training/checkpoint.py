@@ -29,6 +29,7 @@ from distrain.rundir import RunDir, step_of
 from distrain.runtime import current_world, from_main, gather_on_main, rank_and_size
 from distrain.training.checks import positive_int
 from distrain.training.random_state import random_state, set_random_state
+from distrain.training.stopping import StopOnSignals, is_end_of_epoch
 from distrain.training.wrapping import unwrap
 
 __all__ = ["Checkpointer"]
@@ -52,13 +53,22 @@ class Checkpointer:
         every: Iterations between two checkpoints; None for one at the end of each epoch.
         keep: How many to keep, the newest.
         directory: Where; `checkpoints` in the run directory of `distrain.init()` by default.
+        stop_on_signals: While the trainer runs, SIGTERM or SIGINT (Ctrl-C) makes all ranks finish their iteration, stop
+            after the same one, save it, and end with `StoppedBySignal`, a SystemExit: exit code 75 after SIGTERM, 130
+            after SIGINT. A signal to a single rank stops all. A second one of the same kind has its usual effect at
+            once. Your own handlers stay, and so do ignored signals.
 
     Raises:
         ValueError: A number is not positive.
     """
 
     def __init__(
-        self, every: int | None = None, *, keep: int = 3, directory: str | os.PathLike[str] | None = None
+        self,
+        every: int | None = None,
+        *,
+        keep: int = 3,
+        directory: str | os.PathLike[str] | None = None,
+        stop_on_signals: bool = True,
     ) -> None:
         self.every = None if every is None else positive_int("every", every)
         self.keep = positive_int("keep", keep)
@@ -68,6 +78,7 @@ class Checkpointer:
         self._objects: dict[str, Any] = {}
         self._number = 0
         self._saved_step: int | None = None
+        self._stop = StopOnSignals(self._save_at_stop) if stop_on_signals else None
 
     @property
     def directory(self) -> Path:
@@ -116,6 +127,8 @@ class Checkpointer:
         found = self._find()
         if found is not None:
             self._resume(trainer, found)
+        if self._stop is not None:
+            self._stop.attach(trainer)
         if self.every is not None:
             trainer.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), self._save_inside_epoch)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._save_at_epoch)
@@ -154,22 +167,31 @@ class Checkpointer:
             # Between windows there is nothing to go on with.
             "windows": windows if any(each["held"] for each in windows) else [],
         }
-        path = RunDir(root=self.directory.parent).checkpoint(state.iteration)
-        _write(self.directory / path.name, content, meta)
+        _write(self._path(state.iteration), content, meta)
         self._prune()
 
     def _save_inside_epoch(self, trainer: Engine) -> None:
-        state = trainer.state
-        if not _is_epoch_end(state):
+        if not self._is_stopping() and not is_end_of_epoch(trainer.state):
             self.save(trainer)
 
     def _save_at_epoch(self, trainer: Engine) -> None:
-        if self.every is None or trainer.state.iteration % self.every == 0:
+        if not self._is_stopping() and (self.every is None or trainer.state.iteration % self.every == 0):
             self.save(trainer)
 
     def _save_at_end(self, trainer: Engine) -> None:
         if self._saved_step != trainer.state.iteration:
             self.save(trainer)
+
+    def _is_stopping(self) -> bool:
+        """Whether the trainer is saved anyway, once all handlers of the present event have run."""
+        return self._stop is not None and self._stop.is_due
+
+    def _save_at_stop(self, trainer: Engine) -> Path:
+        self._save_at_end(trainer)
+        return self._path(trainer.state.iteration)
+
+    def _path(self, step: int) -> Path:
+        return self.directory / RunDir(root=self.directory).checkpoint(step).name
 
     def _find(self) -> Path | None:
         """Return the newest checkpoint that can be read, the same on every rank; rank 0 looks."""
@@ -279,10 +301,6 @@ class Checkpointer:
     def _prune(self) -> None:
         for path in _in_order(self.directory)[: -self.keep]:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_epoch_end(state: Any) -> bool:
-    return state.epoch_length is not None and state.iteration % state.epoch_length == 0
 
 
 def _in_order(directory: Path) -> list[Path]:
