@@ -1,19 +1,55 @@
-"""The failure report: which rank brought the run down, what it said, and where to read on.
+"""The failure report's values: how workers ended, what is known of each failure, and the report as JSON.
 
-The report is made from values; finding them (exit codes, the recorded exception, the end of the log) and
-showing the result is the supervisor's part.
+They are made by the supervisor from exit codes, records and logs; `classify` judges them, `report` shows them. What
+one node of a run reports goes to the others as JSON, so that all print the same.
 """
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
-__all__ = ["Exit", "Failure", "describe", "find_root_cause", "render", "summary", "to_json"]
+from distrain.supervision.frames import Frame
 
-_LOG_LINES = 20
+__all__ = [
+    "Exit",
+    "Failure",
+    "Report",
+    "Standing",
+    "describe",
+    "frames_of",
+    "from_json",
+    "recorded_in",
+    "signal_name",
+    "to_json",
+]
+
+_HEADLINE_CHARS = 240
+
+
+class Standing(IntEnum):
+    """How strongly a failure is held to be the cause; the greater wins, the time decides between equals."""
+
+    ENDED = 0
+    """We ended it, because the run was over."""
+    TORN_DOWN = 1
+    """It was aborted on its way out, as libraries do whose other threads still run."""
+    CUT_OFF = 2
+    """It lost the connection to a peer."""
+    TIMED_OUT = 3
+    """It waited for its peers in vain."""
+    DOUBTFUL = 4
+    """A connection of the program's own, perhaps to a peer, perhaps to something else."""
+    CAUSE = 5
+
+    @property
+    def word(self) -> str:
+        """The class in failure.json: `cause`, `doubtful`, `victim` or `ended`."""
+        return {0: "ended", 4: "doubtful", 5: "cause"}.get(int(self), "victim")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +62,7 @@ class Exit:
         pid: Its process id.
         exit_code: Its exit code; -S when signal S ended it.
         monotonic_ns: When it was collected, on this host's monotonic clock, in nanoseconds.
+        was_asked: Whether we had sent it a signal before.
     """
 
     rank: int
@@ -33,24 +70,29 @@ class Exit:
     pid: int
     exit_code: int
     monotonic_ns: int
+    was_asked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """The root cause of a failed attempt, with what is known about it.
+    """One rank's failure, with what is known about it.
 
     Args:
-        rank: The rank that failed first.
+        rank: Global rank.
         host: Where it ran.
-        kind: The exception's type, `exit code N` or the signal's name.
-        message: What the exception said, or what the signal means.
+        kind: The exception's type, `exit code N`, the signal's name, `OutOfMemory` or `Timeout`.
+        message: What the exception said, or what the signal means: one line, never empty.
         exit_code: The worker's exit code; -S when signal S ended it.
         pid: Its process id.
         attempt: The round of workers it belonged to.
+        monotonic_ns: When it raised, or else when it was collected, on its host's monotonic clock.
+        standing: How strongly it is held to be the cause, by `classify`.
+        reason: What it is a case of, as the rest of a sentence: "lost the connection to a peer".
+        step: The optimizer steps it had done; None when not known.
         traceback: Its uncaught exception's, "" when there was none.
+        frames: The frames of that traceback, or where Python was when it crashed; most recent call last.
         log_tail: The last lines it wrote to standard error, oldest first.
         log_path: The file they come from.
-        others: Rank to exit code, of those that ended badly after it, without our doing.
     """
 
     rank: int
@@ -60,39 +102,49 @@ class Failure:
     exit_code: int
     pid: int
     attempt: int
-    traceback: str
-    log_tail: Sequence[str]
-    log_path: str
-    others: Mapping[int, int] = field(default_factory=dict)
+    monotonic_ns: int = 0
+    standing: Standing = Standing.CAUSE
+    reason: str = ""
+    step: int | None = None
+    traceback: str = ""
+    frames: Sequence[Frame] = ()
+    log_tail: Sequence[str] = ()
+    log_path: str = ""
 
 
-def find_root_cause(exits: Sequence[Exit], raised_ns: Mapping[int, int]) -> Exit | None:
-    """Return the exit that came first among the bad ones.
-
-    A rank that raised failed when it raised, also with `sys.exit(1)`: it may still have been ending while its peers,
-    cut off from it, were gone already.
-
-    Args:
-        exits: The exits of one attempt, but for those we asked for.
-        raised_ns: Rank to the moment its uncaught exception was raised, on the same clock.
-    """
-    bad = [end for end in exits if end.exit_code != 0]
-    return min(bad, key=lambda end: raised_ns.get(end.rank, end.monotonic_ns), default=None)
-
-
-def describe(exit_code: int, exception: Mapping[str, Any] | None) -> tuple[str, str]:
-    """Return the kind and the message of a failure.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Why an attempt failed.
 
     Args:
-        exit_code: The worker's; -S when signal S ended it.
-        exception: What `bootstrap` recorded of its uncaught exception, if it had one; also of a SystemExit.
+        root_cause: The failure that brought the others down.
+        consequences: The other failures, in the order of ranks: followers, failures alike, failures of their own.
+        others: What the ranks that had not failed were doing, a line of text each.
+        hints: What to try, a sentence or two each.
+        memory: What the memory history says, a sentence; "" when it has nothing to do with it.
     """
-    if exit_code < 0:
-        name = signal_name(-exit_code)
-        return name, _SIGNALS.get(name, "ended by this signal")
-    if exception is not None and exception["type"] != "SystemExit":
-        return str(exception["type"]), str(exception["message"]).strip().split("\n", 1)[0]
-    return f"exit code {exit_code}", "the program ended itself with this code"
+
+    root_cause: Failure
+    consequences: Sequence[Failure] = ()
+    others: Sequence[str] = ()
+    hints: Sequence[str] = ()
+    memory: str = ""
+
+
+_SIGNALS = {
+    "SIGKILL": "killed from outside",
+    "SIGSEGV": "segmentation fault, in native code",
+    "SIGABRT": "aborted by native code",
+    "SIGBUS": "bus error: memory that is mapped but not there, often a full /dev/shm",
+    "SIGFPE": "arithmetic error in native code, often an integer division by zero",
+    "SIGILL": "an instruction that this CPU does not have, or native code gone astray",
+    "SIGTERM": "asked to end from outside",
+    "SIGINT": "interrupted",
+    "SIGHUP": "its terminal was closed",
+    "SIGPIPE": "wrote to a pipe or socket that nobody reads any more",
+    "SIGXCPU": "used up its limit of CPU time (ulimit -t)",
+    "SIGXFSZ": "wrote a file beyond its limit of size (ulimit -f)",
+}
 
 
 def signal_name(number: int) -> str:
@@ -103,36 +155,160 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-_SIGNALS = {
-    "SIGKILL": "killed from outside; often the kernel, out of memory (see dmesg), or a scheduler",
-    "SIGSEGV": "segmentation fault, in native code",
-    "SIGABRT": "aborted by native code; its last words are on standard error",
-    "SIGBUS": "bus error; often a full /dev/shm or a file cut short under a memory map",
-    "SIGTERM": "asked to end from outside",
-    "SIGINT": "interrupted",
-}
+def describe(
+    exit_code: int, exception: Mapping[str, Any] | None, *, stderr_tail: Sequence[str] = (), memory: str = ""
+) -> tuple[str, str]:
+    """Return the kind and the message of a failure, both a single line.
+
+    Args:
+        exit_code: The worker's; -S when signal S ended it.
+        exception: What is recorded of its uncaught exception, if it had one; also of a SystemExit.
+        stderr_tail: The last lines of its standard error, which say why native code aborted.
+        memory: Why it counts as out of memory, "" when it does not.
+    """
+    if memory and exit_code == -signal.SIGKILL:
+        return "OutOfMemory", memory
+    if exit_code < 0:
+        name = signal_name(-exit_code)
+        message = _SIGNALS.get(name, "ended by this signal")
+        words = _abort_words(stderr_tail) if name == "SIGABRT" else ""
+        return name, f"{message}: {_headline(words)}" if words else message
+    if exception is None:
+        if 128 < exit_code < 128 + signal.NSIG:
+            return f"exit code {exit_code}", f"what a shell returns when {signal_name(exit_code - 128)} ended a command"
+        return f"exit code {exit_code}", "the process ended itself with this code"
+    message = str(exception["message"]).strip()
+    if exception["type"] != "SystemExit":
+        return str(exception["type"]), _headline(_innermost(message)) or "no message"
+    said = "" if message in ("", str(exit_code)) else _headline(message)
+    return f"exit code {exit_code}", f"sys.exit: {said}" if said else f"the program called sys.exit({exit_code})"
 
 
-def summary(failure: Failure) -> str:
-    """Return the root cause in one line."""
-    return f"root cause: rank {failure.rank} on {failure.host}: {failure.kind}: {failure.message}"
+def _headline(message: str) -> str:
+    """Return the first line that says something, short: without gloo's places and parting words, whole sentences."""
+    line = next((line.strip() for line in message.splitlines() if line.strip()), "")
+    line = line.partition(" Check the logs of the remote worker before reporting an error.")[0]
+    line = re.sub(r"^\[(?:enforce fail at )?\S*?/third_party/(\w+)/\S+:\d+\] ", r"\1: ", line)
+    if len(line) <= _HEADLINE_CHARS:
+        return line
+    sentences = line.rfind(". ", 0, _HEADLINE_CHARS)
+    return line[: sentences + 1] if sentences > _HEADLINE_CHARS // 4 else line[: _HEADLINE_CHARS - 1] + "…"
 
 
-def render(failure: Failure) -> str:
-    """Return the report as text, its first line the root cause."""
-    lines = [summary(failure)]
-    lines.append(f"  attempt {failure.attempt}, pid {failure.pid}, exit code {failure.exit_code}")
-    if failure.traceback:
-        lines += ["", *("  " + line for line in failure.traceback.rstrip().splitlines())]
-    elif failure.log_tail:
-        lines += ["", f"  last lines of its standard error ({failure.log_path}):"]
-        lines += ["    " + line for line in failure.log_tail[-_LOG_LINES:]]
-    if failure.others:
-        ended = ", ".join(f"rank {rank}: {code}" for rank, code in sorted(failure.others.items()))
-        lines += ["", f"  ended after it, probably because of it (exit codes): {ended}"]
-    return "\n".join(lines)
+def _innermost(message: str) -> str:
+    """Return what an exception that torch carried over from another process or thread said there."""
+    carried = re.match(r"Caught (\S+) in (.+?)\.\nOriginal Traceback \(most recent call last\):\n", message)
+    if not carried:
+        return message
+    said = re.findall(rf"^(?:[\w.]+\.)?{re.escape(carried[1])}: (.*)", message, re.MULTILINE)
+    return f"{said[-1]} (in {carried[2]})" if said else message
 
 
-def to_json(failure: Failure) -> dict[str, Any]:
-    """Return the content of failure.json."""
-    return {"root_cause": asdict(failure) | {"log_tail": list(failure.log_tail)}}
+_ABORT_WORDS = re.compile(
+    r"\s*what\(\):\s*(.+)|(Fatal Python error: .+)|.*[Aa]ssert(?:ion)?\b.* failed\b"  # C++, CPython, glibc's assert
+    r"|terminate called without|free\(\)|double free|malloc|corrupted|munmap_chunk|\*\*\* "  # C++, glibc's heap
+)
+
+
+def _abort_words(stderr_tail: Sequence[str]) -> str:
+    """Return the reason that is written when C++ or the interpreter ends the process."""
+    for line in reversed(stderr_tail):
+        if found := _ABORT_WORDS.match(line):
+            return next((part for part in found.groups() if part), line).strip()
+    return ""
+
+
+def frames_of(record: Mapping[str, Any]) -> tuple[Frame, ...]:
+    """Return the frames of a worker's record; none of a record that was read from standard error.
+
+    The place of a syntax error is the last one.
+    """
+    frames = [Frame(**frame) for frame in record.get("frames", ())]
+    if place := record.get("place"):
+        frames.append(Frame(file=place["file"], line=place["line"], function="<module>", code=place["code"]))
+    return tuple(frames)
+
+
+_HEAD = "Traceback (most recent call last):"
+_RAISED = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Z]\w*)(?:: (.*))?")
+_JOINS = ("The above exception was the direct cause", "During handling of the above exception")
+
+
+def recorded_in(stderr_tail: Sequence[str]) -> dict[str, Any] | None:
+    """Return the exception that Python printed last, like a worker's record of it.
+
+    For programs that leave no record: those run by another interpreter, or on a full disk.
+
+    Args:
+        stderr_tail: The last lines of standard error, oldest first.
+
+    Returns:
+        `type`, `message` and `traceback`; None when the last thing printed was no traceback.
+    """
+    heads = [i for i, line in enumerate(stderr_tail) if line == _HEAD]
+    if not heads:
+        return None
+    end = next((i for i in range(heads[-1] + 1, len(stderr_tail)) if stderr_tail[i][:1].strip()), None)
+    raised = None if end is None else _RAISED.fullmatch(stderr_tail[end])
+    if end is None or raised is None:
+        return None
+    first = len(heads) - 1
+    while first > 0 and any(line.startswith(_JOINS) for line in stderr_tail[heads[first - 1] : heads[first]]):
+        first -= 1
+    message = "\n".join([raised[2] or "", *stderr_tail[end + 1 :]]).strip()
+    return {
+        "type": raised[1],
+        "message": message,
+        "traceback": "\n".join(stderr_tail[heads[first] :]) + "\n",
+    }
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """Return the content of failure.json; `from_json` reads it."""
+    return {
+        "root_cause": _to_json(report.root_cause),
+        "consequences": [_to_json(each) for each in report.consequences],
+        "others": list(report.others),
+        "hints": list(report.hints),
+        "memory": report.memory,
+    }
+
+
+def from_json(content: Mapping[str, Any]) -> Report:
+    """Return the report that `to_json` has written, here or on another node."""
+    return Report(
+        root_cause=_from_json(content["root_cause"]),
+        consequences=tuple(_from_json(each) for each in content["consequences"]),
+        others=tuple(content["others"]),
+        hints=tuple(content["hints"]),
+        memory=content["memory"],
+    )
+
+
+def _to_json(failure: Failure) -> dict[str, Any]:
+    return {
+        "rank": failure.rank,
+        "host": failure.host,
+        "kind": failure.kind,
+        "message": failure.message,
+        "exit_code": failure.exit_code,
+        "class": failure.standing.word,
+        "reason": failure.reason,
+        "step": failure.step,
+        "pid": failure.pid,
+        "attempt": failure.attempt,
+        "monotonic_ns": failure.monotonic_ns,
+        "standing": int(failure.standing),
+        "traceback": failure.traceback,
+        "frames": [{"file": f.file, "line": f.line, "function": f.function, "code": f.code} for f in failure.frames],
+        "log_path": failure.log_path,
+        "log_tail": list(failure.log_tail),
+    }
+
+
+def _from_json(content: Mapping[str, Any]) -> Failure:
+    values = {key: value for key, value in content.items() if key in Failure.__dataclass_fields__}
+    values["standing"] = Standing(content["standing"])
+    values["frames"] = tuple(Frame(**frame) for frame in content["frames"])
+    values["log_tail"] = tuple(content["log_tail"])
+    return Failure(**values)
