@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from distrain.engine import RemovableEventHandle as RemovableEventHandle
     from distrain.engine import State as State
     from distrain.observe import ProgressBar as ProgressBar
+    from distrain.supervision.heartbeat import heartbeat as heartbeat
     from distrain.runtime import init as init
     from distrain.training import Checkpointer as Checkpointer
     from distrain.training import LossAggregator as LossAggregator
@@ -60,6 +61,7 @@ _HOME = {
     "LossAggregator": "distrain.training",
     "Checkpointer": "distrain.training",
     "ProgressBar": "distrain.observe",
+    "heartbeat": "distrain.supervision.heartbeat",
 }
 
 __version__ = "0.1.0"

@@ -4,6 +4,7 @@
     ├── UsageError                 wrong use, said in one line (exit code 2)
     │   └── RunDirError            the run directory cannot be used: unwritable, owned by a live run
     ├── LaunchError                the launcher itself could not start or keep its workers
+    │   └── PreemptedError         every worker was asked to end, and has saved its state (the launcher's own)
     ├── RuntimeStateError          the process group, the rank or the device is not what the call needs
     ├── CheckpointError            a checkpoint is unreadable, incomplete or belongs to something else
     └── NonFiniteLossError         a loss is nan or infinite, and the trainer was told to raise
@@ -28,6 +29,7 @@ __all__ = [
     "DistrainError",
     "LaunchError",
     "NonFiniteLossError",
+    "PreemptedError",
     "RunDirError",
     "RuntimeStateError",
     "StoppedBySignal",
@@ -57,6 +59,10 @@ class RunDirError(UsageError):
 
 class LaunchError(DistrainError):
     """The launcher could not start its workers, or lost the means to watch them."""
+
+
+class PreemptedError(LaunchError):
+    """Every worker was asked to end, and has saved its state: how the agent comes to know of it."""
 
 
 class RuntimeStateError(DistrainError, RuntimeError):

@@ -5,6 +5,8 @@
     <run>/attempt-0/rank-0/stdout.log           what each rank printed, per attempt
     <run>/attempt-0/rank-0/stderr.log
     <run>/attempt-0/rank-0/exception.json       its uncaught exception, when it had one
+    <run>/attempt-0/rank-0/stacks.log           its Python stacks, when it crashed or was asked for them
+    <run>/attempt-0/stacks.txt                  those of all ranks together, when one hung or somebody asked
     <run>/launcher.log                          what torch's elastic agent and the fork server had to say
     <run>/checkpoints/step-00000100/            written by rank 0
     <run>/metrics.jsonl
@@ -60,6 +62,10 @@ class RunDir:
         return self.root / "events.jsonl"
 
     @property
+    def heartbeats(self) -> Path:
+        return self.root / "heartbeats"
+
+    @property
     def failure(self) -> Path:
         return self.root / "failure.json"
 
@@ -97,6 +103,12 @@ class RunDir:
 
     def exception(self, attempt: int, rank: int) -> Path:
         return self.rank_dir(attempt, rank) / "exception.json"
+
+    def stacks(self, attempt: int, rank: int) -> Path:
+        return self.rank_dir(attempt, rank) / "stacks.log"
+
+    def all_stacks(self, attempt: int) -> Path:
+        return self.attempt_dir(attempt) / "stacks.txt"
 
 
 def new_run_name(script: str) -> str:

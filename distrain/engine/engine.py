@@ -46,6 +46,7 @@ from typing import Any, ClassVar, Protocol
 from distrain.engine.events import Events, check_signature
 from distrain.engine.handlers import EventSource
 from distrain.engine.state import State
+from distrain.supervision.heartbeat import engine_stamp
 
 __all__ = ["Engine"]
 
@@ -528,6 +529,7 @@ class Engine(EventSource):
         is_overridden = type(self)._fire_event is not EventSource._fire_event  # noqa: SLF001  # our own base class
         is_watched = is_overridden or self.logger.isEnabledFor(logging.DEBUG)
         fire = self._fire_watched if is_watched else self._fire_plainly
+        stamp = engine_stamp()
         timer, clock = self.timer, time.monotonic
         count, self._init_iter = self._init_iter or 0, None
         done_before = count
@@ -583,6 +585,8 @@ class Engine(EventSource):
                 if self._signalled:
                     yield from self._obey_signals()
                 state.output = process(self, state.batch)
+                if stamp is not None:
+                    stamp(state.iteration)
                 if timer is not None and clock() >= timer.due_s:
                     timer.ring(self)
                 if (entries := table["ITERATION_COMPLETED"]) or is_watched:

@@ -11,7 +11,7 @@ import os
 import signal
 import traceback
 
-from distrain.errors import LaunchError
+from distrain.errors import EXIT_PREEMPTED, LaunchError, PreemptedError
 from distrain.launcher.protocol import AgentJob, Channel
 
 __all__ = ["main"]
@@ -49,7 +49,7 @@ def _run(job: AgentJob, channel: Channel) -> int:
     from distrain.launcher.nodes import RestartsSpentError
     from distrain.launcher.rank_logs import RunDirLogs
     from distrain.launcher.rendezvous import settings
-    from distrain.launcher.workers import starter
+    from distrain.launcher.workers import NotRetriedError, starter
 
     for name in job.signals:
         signal.signal(signal.Signals[name], _terminate_process_handler)
@@ -70,10 +70,14 @@ def _run(job: AgentJob, channel: Channel) -> int:
         **(joining.settings() if joining else settings(job)),
     )
     try:
-        launch_agent(config, job.command[0], job.command[1:])
+        outcome, code = "succeeded", 0
+        try:
+            launch_agent(config, job.command[0], job.command[1:])
+        except PreemptedError:
+            outcome, code = "preempted", EXIT_PREEMPTED
         if joining:
             joining.succeeded()
-    except (ChildFailedError, RestartsSpentError) as error:
+    except (ChildFailedError, NotRetriedError, RestartsSpentError) as error:
         if joining:
             joining.failed()
         first = error.get_first_failure()[0] if isinstance(error, ChildFailedError) else None
@@ -97,5 +101,5 @@ def _run(job: AgentJob, channel: Channel) -> int:
             "report", outcome="broken", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc()
         )
         return 1
-    channel.send("report", outcome="succeeded")
-    return 0
+    channel.send("report", outcome=outcome)
+    return code

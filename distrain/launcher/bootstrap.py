@@ -8,16 +8,15 @@ runs at the bottom of the stack, and the interpreter ends by itself when it retu
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import io
-import json
 import os
 import pkgutil
 import runpy
 import sys
 import threading
 import time
-import traceback
 import types
 from collections.abc import Callable, Mapping
 from importlib.machinery import SourceFileLoader, SourcelessFileLoader
@@ -28,6 +27,9 @@ from typing import Any
 
 from distrain.launcher.protocol import WorkerJob
 from distrain.rundir import write_atomic
+from distrain.supervision import heartbeat
+from distrain.supervision.exception_record import encode, exception_record
+from distrain.supervision.stacks import STACKS_SIGNAL
 
 __all__ = ["become", "become_rank_of_xla", "run"]
 
@@ -36,6 +38,8 @@ _server_main: types.ModuleType | None = None
 _OPENBLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
 
 _GLOO_FINISHES_S = 0.05
+
+_STACKS_FD = 200
 
 
 def become(job: WorkerJob) -> None:
@@ -52,11 +56,14 @@ def become(job: WorkerJob) -> None:
     threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # noqa: SLF001 - fork leaves the server's
     if job.numa_binding:
         _bind_to_numa(job)
+    heartbeat.open_slot(job.env.get(heartbeat.ENV_HEARTBEAT, ""))
     if not job.warm:
         os.execvpe(job.command[0], job.command, job.env)  # noqa: S606 - no shell is wanted
     _renew_random_state()
     _set_openblas_threads(job.env)
     _let_gloo_finish()
+    _show_stacks_when_asked(job)
+    _show_each_step()
     _set_title(job.command)
 
 
@@ -151,6 +158,33 @@ def _let_gloo_finish() -> None:
 
     for module in (c10d, torch.distributed):
         vars(module)["destroy_process_group"] = destroy_process_group
+
+
+def _show_stacks_when_asked(job: WorkerJob) -> None:
+    """Have the Python stacks written to a file of the run directory in a crash, and at a signal from the launcher.
+
+    The file's descriptor is a high one, so that the program's own get the numbers that they would get elsewhere.
+    """
+    import faulthandler
+
+    try:
+        fd = os.open(job.stacks_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError:  # no room on the disk
+        return
+    with contextlib.suppress(OSError):  # where so many are not allowed it keeps the low one
+        low, fd = fd, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STACKS_FD)
+        os.close(low)
+    if not faulthandler.is_enabled():  # else the user wants it on standard error
+        faulthandler.enable(fd)
+    faulthandler.register(STACKS_SIGNAL, fd)
+
+
+def _show_each_step() -> None:
+    """Have every optimizer's step seen on the board, whatever loop it is in."""
+    optimizer = sys.modules.get("torch.optim.optimizer")
+    stamp = heartbeat.optimizer_stamp()
+    if optimizer is not None and stamp is not None:
+        optimizer.register_optimizer_step_post_hook(stamp)
 
 
 def _set_title(command: list[str]) -> None:
@@ -288,28 +322,9 @@ def _display(error: BaseException, trace: TracebackType | None) -> None:
     sys.__excepthook__(type(error), error.with_traceback(trace), trace)
 
 
-def _exit_code(error: BaseException) -> int:
-    code = error.code if isinstance(error, SystemExit) else 1
-    return code & 0xFF if isinstance(code, int) else 1
-
-
 def _record(error: BaseException, own_frames: int, job: WorkerJob) -> None:
-    """Write the uncaught exception where the supervisor finds it; a disk that is full costs only this record.
-
-    `sys.exit(7)` is recorded for its moment: until the interpreter is torn down and the process gone, its peers have
-    lost their connections to it, raised, and look like the cause.
-    """
-    trace = _without(own_frames, error.__traceback__)
-    lines = traceback.format_exception(type(error), error, trace)
-    name = type(error).__qualname__
-    module = type(error).__module__
-    record = {
-        "rank": job.rank,
-        "type": name if module in ("builtins", "__main__") else f"{module}.{name}",
-        "message": str(error),
-        "traceback": "".join(lines),
-        "exit_code": _exit_code(error),
-        "monotonic_ns": time.monotonic_ns(),
-    }
+    """Leave word of the uncaught exception where the supervisor finds it; what cannot be written is left out."""
+    record = encode(exception_record(error, _without(own_frames, error.__traceback__), rank=job.rank))
+    heartbeat.leave_record(record)
     with contextlib.suppress(OSError):
-        write_atomic(Path(job.error_file), json.dumps(record, indent=1))
+        write_atomic(Path(job.error_file), record)

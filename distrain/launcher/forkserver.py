@@ -22,9 +22,12 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from distrain.launcher.protocol import Channel, agent_job, worker_job
+from distrain.supervision.process_state import catches
 from distrain.supervision.reaping import adopt_orphans, die_with_parent, kill_descendants, outlive_parent, reap
+from distrain.supervision.stacks import STACKS_SIGNAL
 
 __all__ = ["AGENT_PRELOAD", "WORKER_PRELOAD", "main", "num_threads"]
 
@@ -37,6 +40,9 @@ WORKER_PRELOAD = (
     "torch.utils.data",
     "torch._dynamo",  # the first optimizer imports it: half a second in every worker otherwise
 )
+
+FROM_AGENT = ("failed", "note", "report")
+"""What the agent says to the supervisor, by way of this process."""
 
 Next = Callable[[], None]
 """What a forked child does once it has left the server."""
@@ -64,6 +70,7 @@ class _ForkServer:
         self._agent: Channel | None = None
         self._agent_pid = 0
         self._workers: dict[int, int] = {}
+        self._asked: set[int] = set()
         self._single_threaded = False
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -157,22 +164,21 @@ class _ForkServer:
         self._single_threaded = threads == 1
         self._control.send("ready", pid=os.getpid(), threads=threads, torch=torch.__version__)
 
-    def _answer(self, message: dict[str, object]) -> Next | None:
+    def _answer(self, message: dict[str, Any]) -> Next | None:
         op = message["op"]
         if op == "spawn":
             return self._spawn(message)
         if op == "kill":
-            pid, sig = message["pid"], message["signal"]
-            assert isinstance(pid, int)
-            assert isinstance(sig, int)
-            self._kill(pid, sig)
-        elif op in ("report", "note"):
+            self._kill(message["pid"], message["signal"])
+        elif op in FROM_AGENT:
             self._control.send(f"agent_{op}", **{key: value for key, value in message.items() if key != "op"})
+        elif op in ("hung", "verdict"):
+            self._tell_agent(**message)
         else:
             raise AssertionError(f"unknown request {op!r}")
         return None
 
-    def _spawn(self, message: dict[str, object]) -> Next | None:
+    def _spawn(self, message: dict[str, Any]) -> Next | None:
         job = worker_job(message)
         job = replace(job, warm=job.warm and self._single_threaded)
         server_pid = os.getpid()
@@ -199,6 +205,7 @@ class _ForkServer:
         """Signal a worker and its session. Only its parent can do so without hitting a later owner of the pid."""
         if pid not in self._workers:
             return
+        self._asked.add(pid)
         try:
             os.killpg(pid, sig)
         except ProcessLookupError:
@@ -218,18 +225,31 @@ class _ForkServer:
                 self._control.send("agent_exited", **ended)
             elif pid in self._workers:
                 rank = self._workers.pop(pid)
+                ended["was_asked"] = pid in self._asked
+                self._asked.discard(pid)
+                if code != 0:
+                    self._ask_for_stacks()  # at once: the others are about to be ended
                 self._control.send("worker_exited", rank=rank, **ended)
-                if self._agent is not None and not self._agent.closed:
-                    try:
-                        self._agent.send("exited", rank=rank, **ended)
-                    except OSError:
-                        self._agent.closed = True
+                self._tell_agent("exited", rank=rank, **ended)
+
+    def _tell_agent(self, op: str, **fields: Any) -> None:
+        if self._agent is not None and not self._agent.closed:
+            try:
+                self._agent.send(op, **fields)
+            except OSError:
+                self._agent.closed = True
+
+    def _ask_for_stacks(self) -> None:
+        """Have every worker that can write down where it stands; one that cannot would die of the signal."""
+        for pid in self._workers:
+            if catches(pid, STACKS_SIGNAL):
+                os.kill(pid, STACKS_SIGNAL)
 
     def _hear_agent_out(self) -> None:
         """Pass on what the agent has said before it ended."""
         while self._agent is not None and not self._agent.closed and select.select([self._agent], [], [], 0)[0]:
             for message in self._agent.receive():
-                if message["op"] in ("report", "note"):
+                if message["op"] in FROM_AGENT:
                     self._answer(message)
 
     def _close(self) -> None:

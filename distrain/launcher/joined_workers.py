@@ -65,6 +65,8 @@ class JoinedWorkers(WarmWorkers):
 
     def _poll(self) -> RunProcsResult | None:
         self._listen(0)
+        if self._are_stopping():
+            return None
         if self._failures and not self._is_judged:
             self._is_judged = True
             self._is_collateral = self._judge()

@@ -5,16 +5,31 @@ from __future__ import annotations
 import json
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from distrain.errors import EXIT_PREEMPTED
+from distrain.launcher.retry import Blow
+from distrain.launcher.vigil import Standstill, Vigil
 from distrain.rundir import RunDir
-from distrain.supervision.failure import Exit, Failure, describe, find_root_cause
+from distrain.supervision.beat import Beat
+from distrain.supervision.classify import classify, did_not_take_part, root_cause
+from distrain.supervision.failure import Exit, Failure, Report, Standing, describe, frames_of, recorded_in
+from distrain.supervision.frames import Frame, is_library
+from distrain.supervision.hangs import Hang
+from distrain.supervision.hints import hints_for
 from distrain.supervision.logs import tail_lines
+from distrain.supervision.report import rank_names
 
-__all__ = ["Outcome", "exit_code_of"]
+__all__ = ["EXIT_HANG", "Outcome", "exit_code_of"]
 
-_LOG_LINES = 20
+EXIT_HANG = 124
+"""The launcher's exit code for a run that hung, as that of timeout(1)."""
+
+_LOG_LINES = 200
+_SHOWN_LINES = 20
+_COLLECTED_NS = 2_000_000_000
 
 
 class Outcome:
@@ -22,11 +37,16 @@ class Outcome:
 
     Args:
         rundir: The run directory, where the workers leave their records and logs.
+        vigil: What else was seen of them; None for nothing.
     """
 
-    def __init__(self, rundir: RunDir) -> None:
+    def __init__(self, rundir: RunDir, vigil: Vigil | None = None) -> None:
         self._rundir = rundir
+        self._vigil = vigil
+        self._hang: tuple[Hang, Standstill] | None = None
         self._exits: list[Exit] = []
+        self._beats: dict[int, Beat] = {}
+        self._records: dict[int, bytes] = {}
         self.attempt = -1
 
     def worker_started(self, message: Mapping[str, Any]) -> None:
@@ -34,9 +54,22 @@ class Outcome:
         if message["attempt"] != self.attempt:
             self.attempt = message["attempt"]
             self._exits.clear()
+            self._beats.clear()
+            self._records.clear()
+            self._hang = None
 
-    def worker_exited(self, message: Mapping[str, Any]) -> None:
-        """Note how a worker ended."""
+    def worker_exited(self, message: Mapping[str, Any], beat: Beat | None = None, record: bytes = b"") -> None:
+        """Note how a worker ended.
+
+        Args:
+            message: What the fork server says of it.
+            beat: Its last heartbeat.
+            record: The record of its exception that it left on the board; a full disk has none.
+        """
+        if beat is not None:
+            self._beats[message["rank"]] = beat
+        if record:
+            self._records[message["rank"]] = record
         self._exits.append(
             Exit(
                 rank=message["rank"],
@@ -44,49 +77,165 @@ class Outcome:
                 pid=message["pid"],
                 exit_code=message["exit_code"],
                 monotonic_ns=message["monotonic_ns"],
+                was_asked=message.get("was_asked", self._is_probably_ours(message["exit_code"])),
             )
         )
 
-    def failure(self) -> Failure | None:
+    def _is_probably_ours(self, exit_code: int) -> bool:
+        """Whether a worker was ended by us, where nobody has kept a record of that."""
+        return exit_code in (-signal.SIGTERM, -signal.SIGKILL) and any(end.exit_code != 0 for end in self._exits)
+
+    def is_preempted(self) -> bool:
+        """Whether every worker of the present attempt was asked to end and has saved its state."""
+        return bool(self._exits) and {end.exit_code for end in self._exits} == {EXIT_PREEMPTED}
+
+    def hung(self, hang: Hang, standstill: Standstill) -> None:
+        """Note that the present attempt is ended because it hangs."""
+        self._hang = (hang, standstill)
+
+    def failure(self) -> Report | None:
         """Return why the present attempt failed; None when no worker of it ended badly."""
-        raised = {end.rank: record for end in self._exits if (record := self._exception(end.rank)) is not None}
-        root = find_root_cause(self._exits, {rank: record["monotonic_ns"] for rank, record in raised.items()})
+        failures = [self._failure(end) for end in self._exits if end.exit_code != 0]
+        root = self._hanging(failures) or self._absent(failures) or root_cause(failures)
         if root is None:
             return None
-        exception = raised.get(root.rank)
-        ended_by_us = (-signal.SIGTERM, -signal.SIGKILL)
-        exit_code = root.exit_code
-        if exception is not None and exit_code in ended_by_us:  # it was ending when a peer's end had us end all
-            exit_code = exception["exit_code"]
-        kind, message = describe(exit_code, exception)
-        log = self._rundir.stderr(self.attempt, root.rank)
-        has_raised = exception is not None and exception["type"] != "SystemExit" and exit_code >= 0
+        rest = [each for each in failures if each.rank != root.rank and each.standing != Standing.ENDED]
+        return Report(
+            root_cause=root,
+            consequences=tuple(sorted(rest, key=lambda each: each.rank)),
+            others=self._others({root.rank, *(each.rank for each in rest)}),
+            hints=hints_for(root),
+            memory=root.message if root.kind == "OutOfMemory" else "",
+        )
+
+    def blow(self, report: Report) -> Blow:
+        """Return what another attempt is judged by.
+
+        Args:
+            report: Why the present attempt failed.
+        """
+        root = report.root_cause
+        is_error = root.exit_code > 0 and root.standing == Standing.CAUSE and root.kind not in ("Hang", "Timeout")
+        places = [f"{frame.file}:{frame.line}" for frame in root.frames if not is_library(frame.file)]
+        return Blow(
+            is_error=is_error,
+            exit_code=root.exit_code,
+            what=f"{root.kind}: {root.message}",
+            place=places[-1] if places else "",
+            step=root.step,
+        )
+
+    def _hanging(self, failures: Sequence[Failure]) -> Failure | None:
+        """Return the rank that the others waited for as the cause, when the attempt was ended because it hung."""
+        if self._hang is None:
+            return None
+        hang, standstill = self._hang
+        by_rank = {each.rank: each for each in failures}
+        silent = {each.beat.rank: each for each in hang.silent}
+        suspects = [rank for rank in (*standstill.odd, *hang.suspects, *silent) if rank in by_rank]
+        if not suspects:
+            return None
+        rank = suspects[0]
+        silent_s = silent[rank].silent_s if rank in silent else hang.timeout_s
+        where = standstill.doing.get(rank)
+        message = f"no step for {silent_s:.0f} s{f'; it stood in {where}' if where else ''}"
+        return replace(
+            by_rank[rank], kind="Hang", message=message, exit_code=EXIT_HANG, standing=Standing.CAUSE, reason=""
+        )
+
+    def _absent(self, failures: Sequence[Failure]) -> Failure | None:
+        """Return the rank that was missing, where the others only failed because it was.
+
+        It left the run early with exit code 0, or it was elsewhere while they waited for it in a collective.
+        """
+        first = root_cause(failures)
+        if first is None or first.standing not in (Standing.CUT_OFF, Standing.TIMED_OUT):
+            return None
+        # A process is collected a while after its connections are closed.
+        left = [e for e in self._exits if e.exit_code == 0 and e.monotonic_ns < first.monotonic_ns + _COLLECTED_NS]
+        if left:
+            early = min(left, key=lambda end: end.monotonic_ns)
+            message = "it ended while the others still needed it"
+            return replace(self._failure(early), kind="exit code 0", message=message, exit_code=first.exit_code)
+        absent = did_not_take_part(failures, [end.rank for end in self._exits])
+        found = next((each for each in failures if each.rank in absent), None)
+        if found is None:
+            return None
+        where = self._whereabouts([found.rank]).get(found.rank)
+        message = f"did not take part in what rank {first.rank} waited for{f'; it was in {where}' if where else ''}"
+        return replace(
+            found, kind="Timeout", message=message, exit_code=first.exit_code, standing=Standing.CAUSE, reason=""
+        )
+
+    def _others(self, told: Collection[int]) -> tuple[str, ...]:
+        """Return where the ranks stood that did not fail themselves, a line for each place."""
+        places: dict[str, list[int]] = {}
+        for rank, place in self._whereabouts([end.rank for end in self._exits if end.rank not in told]).items():
+            places.setdefault(place, []).append(rank)
+        return tuple(f"{rank_names(ranks)}  {place}" for place, ranks in places.items())
+
+    def _whereabouts(self, ranks: Sequence[int]) -> Mapping[int, str]:
+        return {} if self._vigil is None else self._vigil.last_seen(ranks)
+
+    def _failure(self, end: Exit) -> Failure:
+        """Return what is known of one rank's bad end."""
+        log = self._rundir.stderr(self.attempt, end.rank)
+        tail = tail_lines(log, _LOG_LINES)
+        record = self._exception(end.rank)
+        exit_code, was_asked = end.exit_code, end.was_asked
+        if record is not None and exit_code in (-signal.SIGTERM, -signal.SIGKILL):
+            # It was ending by itself when a peer's end had us end all.
+            exit_code, was_asked = record["exit_code"], False
+        if record is None and exit_code == 1:  # the interpreter's, after a traceback
+            record = recorded_in(tail)
+        said = record if exit_code > 0 else None
+        verdict = classify(exit_code, record, tail, was_asked=was_asked)
+        kind, message = describe(exit_code, said, stderr_tail=tail, memory=self._out_of_memory(end))
+        has_raised = said is not None and said["type"] != "SystemExit"
+        frames = frames_of(said) if said is not None and has_raised else self._crashed_in(end)
         return Failure(
-            rank=root.rank,
+            rank=end.rank,
             host=socket.gethostname(),
             kind=kind,
             message=message,
             exit_code=exit_code,
-            pid=root.pid,
+            pid=end.pid,
             attempt=self.attempt,
-            traceback=exception["traceback"] if exception is not None and has_raised else "",
-            log_tail=tail_lines(log, _LOG_LINES),
+            monotonic_ns=end.monotonic_ns if record is None else record.get("monotonic_ns", end.monotonic_ns),
+            standing=verdict.standing,
+            reason=verdict.reason,
+            step=self._step(end.rank),
+            traceback=said["traceback"] if said is not None and has_raised else "",
+            frames=frames,
+            log_tail=tail[-_SHOWN_LINES:],
             log_path=str(log),
-            others={
-                end.rank: end.exit_code
-                for end in self._exits
-                if end is not root and end.exit_code != 0 and end.exit_code not in ended_by_us
-            },
         )
+
+    def _step(self, rank: int) -> int | None:
+        """Return how far a rank was, in the trainer's iterations, else in optimizer steps; None where none counted."""
+        beat = self._beats.get(rank)
+        return None if beat is None else beat.iteration or beat.steps
+
+    def _crashed_in(self, end: Exit) -> tuple[Frame, ...]:
+        """Return where Python was when native code brought a rank down."""
+        dump = None if self._vigil is None or end.exit_code >= 0 else self._vigil.last_words(end.rank)
+        return dump.frames if dump is not None and dump.fatal else ()
+
+    def _out_of_memory(self, end: Exit) -> str:
+        if self._vigil is None or end.exit_code != -signal.SIGKILL or end.was_asked:
+            return ""
+        return self._vigil.out_of_memory(end.rank) or ""
 
     def _exception(self, rank: int) -> dict[str, Any] | None:
         try:
-            record: dict[str, Any] = json.loads(self._rundir.exception(self.attempt, rank).read_text())
+            data = self._records.get(rank) or self._rundir.exception(self.attempt, rank).read_bytes()
+            record: dict[str, Any] = json.loads(data)
         except (OSError, ValueError):
             return None
         return record
 
 
-def exit_code_of(failure: Failure) -> int:
+def exit_code_of(report: Report) -> int:
     """Return the launcher's exit code for a failure: the root cause's own, or 128+S after signal S."""
-    return failure.exit_code if failure.exit_code > 0 else 128 - failure.exit_code
+    code = report.root_cause.exit_code
+    return code if code > 0 else 128 - code

@@ -35,6 +35,7 @@ class WorkerJob:
         stdout: File or terminal that standard output is appended to; "" leaves it as it is.
         stderr: Likewise for standard error.
         error_file: Where an uncaught exception is recorded.
+        stacks_file: Where the Python stacks go when the process crashes or is asked for them.
         numa_binding: torch's name for the way to bind the process to CPUs near its GPU; "" leaves it unbound.
     """
 
@@ -50,6 +51,7 @@ class WorkerJob:
     stdout: str
     stderr: str
     error_file: str
+    stacks_file: str = ""
     numa_binding: str = ""
 
 
@@ -78,6 +80,7 @@ class AgentJob:
         local_task: As in `Placement`.
         meeting: The fields of `Meeting`; None on a single node.
         passed: As in `Plan`.
+        board: Where the workers' heartbeats go; "" without a board.
         door: The descriptor of the bound socket where the nodes meet, on the node that opens the place.
         facts: What the other nodes are told: `device`, `profile`, `shared_run_dir`.
     """
@@ -102,6 +105,7 @@ class AgentJob:
     local_task: list[int] | None = None
     meeting: dict[str, Any] | None = None
     passed: dict[str, str | None] = field(default_factory=dict)
+    board: str = ""
     door: int | None = None
     facts: dict[str, str] = field(default_factory=dict)
 

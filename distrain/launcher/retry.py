@@ -15,8 +15,8 @@ class Blow:
     """What a failed attempt is judged by.
 
     Args:
-        is_error: Whether the program ended itself, by an exception or an exit code. Otherwise it was ended: by a signal,
-            for a hang, or cut off by a peer.
+        is_error: Whether the program ended itself, by an exception or an exit code. Otherwise it was ended: by a
+            signal, for a hang, or cut off by a peer.
         exit_code: The rank's exit code.
         what: The exception with its message, or how the rank ended.
         place: Where in the user's program, "" when that is not known.

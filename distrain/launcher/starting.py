@@ -68,6 +68,7 @@ def agent_job(  # noqa: PLR0917  # called in one place
     shared_run_dir: Path,
     first_attempt: int,
     terminals: dict[str, list[str]],
+    board: str,
     door: int | None,
 ) -> AgentJob:
     """Return what the agent of this node needs to know.
@@ -79,6 +80,7 @@ def agent_job(  # noqa: PLR0917  # called in one place
         shared_run_dir: The one that the ranks of all nodes share, if this node comes first.
         first_attempt: The attempt to count from.
         terminals: As in `AgentJob`.
+        board: As there.
         door: As in `start_server`.
     """
     task = None if plan.placement is None else plan.placement.local_task
@@ -96,6 +98,7 @@ def agent_job(  # noqa: PLR0917  # called in one place
         warm=plan.warm,
         env=env,
         terminals=terminals,
+        board=board,
         monitor_interval_s=plan.monitor_interval_s,
         role=plan.role,
         signals=list(plan.signals),

@@ -22,15 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import distrain
-from distrain.errors import UsageError
+from distrain.errors import EXIT_PREEMPTED, UsageError
 from distrain.launcher import precheck
 from distrain.launcher.node_run_dir import open_run_dir
 from distrain.launcher.outcome import Outcome, exit_code_of
+from distrain.launcher.retry import Blow, why_not_again
 from distrain.launcher.starting import agent_job, start_server
+from distrain.launcher.vigil import Standstill, Vigil
 from distrain.plan.environment import shared_variables
 from distrain.plan.plan import Plan, interpreter_versions
-from distrain.rundir import ENV_RUN_DIR, write_atomic
-from distrain.supervision import failure as report
+from distrain.rundir import ENV_RUN_DIR, RunDir, write_atomic
+from distrain.supervision import report
+from distrain.supervision.failure import Report, to_json
+from distrain.supervision.heartbeat import Board
 from distrain.supervision.logs import Console, PseudoTerminal, tail_lines
 from distrain.supervision.reaping import adopt_orphans, descendants, kill_descendants
 from distrain.supervision.record import RunRecord
@@ -41,6 +45,7 @@ _ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 """Signals that are always ours, because they would end this process; the plan may name more."""
 
 _SHOW_EVERY_S = 0.05
+_LOOK_EVERY_S = 0.5
 _LAUNCHER_LOG_LINES = 15
 
 
@@ -53,7 +58,7 @@ def run(plan: Plan, *, environ: Mapping[str, str]) -> int:
 
     Returns:
         The exit code: 0 all workers ended well · N the root-cause worker's own · 128+S it died of signal S ·
-        130 interrupted · 1 the launcher itself failed.
+        130 interrupted · 75 preempted with the state saved · 1 the launcher itself failed.
 
     Raises:
         UsageError: What the device needs is not installed.
@@ -93,7 +98,14 @@ class _Supervisor:
         self._began_s = time.monotonic()
         self._console = Console(prefixed=plan.shown.only is None)
         self._terminal: PseudoTerminal | None = None
-        self._outcome = Outcome(record.rundir)
+        self._board = _board(plan, record.rundir)
+        self._vigil = Vigil(self._board, record.rundir, plan.hang_timeout)
+        self._host = socket.gethostname()
+        self._outcome = Outcome(record.rundir, self._vigil)
+        self._report: Report | None = None
+        self._hung_attempt = -1
+        self._blow: Blow | None = None
+        self._not_retried: str | None = None
         self._agent_pid = 0
         self._agent_report: dict[str, Any] = {}
         self._pending_signals: deque[int] = deque()
@@ -154,7 +166,8 @@ class _Supervisor:
         if self._door is not None:
             self._door.tcp.close()
         attempt = self._record.first_free_attempt()
-        job = agent_job(plan, env, self._rundir, self._shared_run_dir, attempt, terminals, door)
+        board = "" if self._board is None else self._board.path
+        job = agent_job(plan, env, self._rundir, self._shared_run_dir, attempt, terminals, board, door)
         self._control.send("start_agent", job=job)
 
     def _watch(self, wake_fd: int) -> None:
@@ -162,8 +175,9 @@ class _Supervisor:
         with selectors.DefaultSelector() as selector:
             for fd in (wake_fd, self._control.fileno(), *(self._terminal.fds() if self._terminal else ())):
                 selector.register(fd, selectors.EVENT_READ)
+            tick_s = _LOOK_EVERY_S if self._terminal else _SHOW_EVERY_S
             while not self._over:
-                ready = {key.fd for key, _ in selector.select(None if self._terminal else _SHOW_EVERY_S)}
+                ready = {key.fd for key, _ in selector.select(tick_s)}
                 if wake_fd in ready:
                     os.read(wake_fd, 4096)
                 self._obey_signals()
@@ -172,6 +186,7 @@ class _Supervisor:
                 self._console.show()
                 if self._control.fileno() in ready:
                     self._listen()
+                self._look_for_a_hang()
 
     def _listen(self) -> None:
         for message in self._control.receive():
@@ -210,16 +225,28 @@ class _Supervisor:
         if self._outcome.attempt not in (-1, attempt):
             self._tell_restart()
         self._outcome.worker_started(message)
+        self._vigil.worker_started(message)
         streams = self._plan.shown.streams(rank, message["local_rank"])
         paths = {"stdout": self._rundir.stdout(attempt, rank), "stderr": self._rundir.stderr(attempt, rank)}
         if self._terminal and streams:
             self._terminal.record_to(paths["stdout"], paths["stderr"])
         else:
             for stream in streams:
-                self._console.follow(rank=rank, stream=stream, path=paths[stream])
+                self._console.follow(rank=rank, host=self._host, stream=stream, path=paths[stream])
 
     def _on_worker_exited(self, message: dict[str, Any]) -> None:
-        self._outcome.worker_exited(message)
+        beat, record = self._vigil.worker_exited(message["rank"])
+        self._outcome.worker_exited(message, beat, record)
+
+    def _on_agent_failed(self, _message: dict[str, Any]) -> None:
+        """The attempt has failed, and all its workers have ended: say whether another one makes sense."""
+        self._report = self._outcome.failure()
+        assert self._report is not None
+        blow = self._outcome.blow(self._report)
+        if self._plan.max_restarts > 0 and self._plan.retry != "always":
+            self._not_retried = why_not_again(blow, self._blow)
+        self._blow = blow
+        self._control.send("verdict", retry=self._not_retried is None)
 
     def _on_agent_note(self, message: dict[str, Any]) -> None:
         self._began_elsewhere |= message["elsewhere"]
@@ -239,10 +266,35 @@ class _Supervisor:
         self._over = True
 
     def _tell_restart(self) -> None:
-        failure = self._outcome.failure()
+        failure, self._report = self._report or self._outcome.failure(), None
         elsewhere, self._began_elsewhere = self._began_elsewhere, False
         if failure is not None and not elsewhere:
-            self._say(f"attempt {failure.attempt} failed, starting the next · {report.summary(failure)}")
+            self._say(f"attempt {failure.root_cause.attempt} failed, starting the next · {report.summary(failure)}")
+
+    # Standstills.
+
+    def _look_for_a_hang(self) -> None:
+        """End the attempt when its workers hang, once it is written down where each of them stands."""
+        hang = None if self._over else self._vigil.look()
+        if hang is None or self._hung_attempt == self._outcome.attempt:
+            return
+        self._hung_attempt = self._outcome.attempt
+        self._say(f"no progress for {hang.timeout_s:g} s; asking every rank where it stands")
+        standstill = self._ask_where_they_stand(wake_stopped=True)
+        self._outcome.hung(hang, standstill)
+        self._control.send("hung", attempt=self._hung_attempt)
+
+    def _ask_where_they_stand(self, *, wake_stopped: bool = False) -> Standstill:
+        standstill = self._vigil.where_they_stand(wake_stopped=wake_stopped)
+        path = self._rundir.all_stacks(self._outcome.attempt)
+        kept = ""
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, standstill.text + "\n")
+            kept = f" (also in {_shown(path)})"
+        self._record.event("stacks", {"odd": list(standstill.odd)})
+        self._console.say(f"distrain: where the ranks stand{kept}\n{standstill.text}")
+        return standstill
 
     # Signals.
 
@@ -277,8 +329,11 @@ class _Supervisor:
             number = self._pending_signals.popleft()
             name = signal.Signals(number).name
             self._record.event("signal", {"signal": name})
-            if number == signal.SIGINT and sys.stderr.isatty():
+            if number in (signal.SIGINT, signal.SIGQUIT) and sys.stderr.isatty():
                 self._console.break_line()  # the terminal has just echoed ^C
+            if number == signal.SIGQUIT and name not in self._plan.signals:
+                self._ask_where_they_stand()
+                continue
             if self._stopped_by is not None or self._agent_pid == 0:
                 self._over = True
             else:
@@ -294,8 +349,14 @@ class _Supervisor:
         """Say how the run ended, write it down and return the exit code."""
         where = f"run directory {_shown(self._rundir.root)}"
         took = f"{time.monotonic() - self._began_s:.1f} s"
-        failure = self._outcome.failure()
-        if self._stopped_by is not None:
+        failure = self._report or self._outcome.failure()
+        if self._outcome.is_preempted():
+            status, code = "preempted", EXIT_PREEMPTED
+            self._say(
+                f"preempted after {took}, the state is saved; the same --run-dir goes on from there · exit code {code} "
+                f"· {where}"
+            )
+        elif self._stopped_by is not None:
             status, code = "interrupted", 128 + self._stopped_by
             self._say(f"ended by {signal.Signals(self._stopped_by).name} after {took} · {where}")
         elif self._broken:
@@ -315,8 +376,10 @@ class _Supervisor:
             assert failure is not None, self._agent_report
             status, code = "failed", exit_code_of(failure)
             with contextlib.suppress(OSError):
-                write_atomic(self._rundir.failure, json.dumps(report.to_json(failure), indent=2) + "\n")
+                write_atomic(self._rundir.failure, json.dumps(to_json(failure), indent=2) + "\n")
             self._console.say(report.render(failure))
+            if self._not_retried is not None:
+                self._say(f"not started again: {self._not_retried} (--retry always does)")
             self._say(f"failed after {took} · exit code {code} · {where}")
         self._record.event("run_ended", {"status": status, "exit_code": code})
         self._record.update(status=status, exit_code=code, ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
@@ -324,6 +387,13 @@ class _Supervisor:
 
     def _say(self, text: str) -> None:
         self._console.say(f"distrain: {text}")
+
+
+def _board(plan: Plan, rundir: RunDir) -> Board | None:
+    try:
+        return Board.create(plan.nproc, rundir.heartbeats)
+    except OSError:  # no memory left for it, or no room on the disk: the run does without
+        return None
 
 
 def _node(plan: Plan) -> str:

@@ -19,15 +19,21 @@ from torch.distributed.elastic.multiprocessing.api import PContext, RunProcsResu
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.utils.api import macros
 
-from distrain.errors import LaunchError
+from distrain.errors import EXIT_PREEMPTED, LaunchError, PreemptedError
 from distrain.launcher.held_signals import HeldSignals
 from distrain.launcher.protocol import AgentJob, Channel, WorkerJob
 from distrain.launcher.rank_logs import RunDirLogs
 from distrain.plan.environment import consistent_with_scheduler
+from distrain.rundir import RunDir
+from distrain.supervision.heartbeat import ENV_HEARTBEAT
 
-__all__ = ["WarmWorkers", "starter"]
+__all__ = ["NotRetriedError", "WarmWorkers", "starter"]
 
 _KILLED_DEADLINE_S = 10.0
+
+
+class NotRetriedError(LaunchError):
+    """The workers failed in a way that another attempt would not change."""
 
 
 class WarmWorkers(PContext):
@@ -53,6 +59,8 @@ class WarmWorkers(PContext):
         self._pids: dict[int, int] = {}
         self._exit_codes: dict[int, int] = {}
         self._failures: dict[int, ProcessFailure] = {}
+        self._stopping_s: float | None = None
+        self._verdict: dict[str, Any] | None = None
 
     def _start(self) -> None:
         self._held_signals = HeldSignals(self._job.signals)
@@ -63,12 +71,15 @@ class WarmWorkers(PContext):
             raise
 
     def _spawn(self) -> None:
-        job = self._job
+        job, rundir = self._job, RunDir(root=Path(self._job.run_dir))
         for local_rank, env in self.envs.items():
             if job.local_task is not None:  # the scheduler started a process for each rank: this one's place is there
                 env.update(LOCAL_RANK=str(job.local_task[0]), LOCAL_WORLD_SIZE=str(job.local_task[1]))
+            if job.board:
+                env[ENV_HEARTBEAT] = f"{job.board}:{local_rank}"
+            rank = int(env["RANK"])
             worker = WorkerJob(
-                rank=int(env["RANK"]),
+                rank=rank,
                 local_rank=local_rank,
                 attempt=self._attempt,
                 kind=job.kind,
@@ -79,7 +90,8 @@ class WarmWorkers(PContext):
                 env={**os.environ, **env, **consistent_with_scheduler(os.environ, env)},
                 stdout=self.stdouts[local_rank],
                 stderr=self.stderrs[local_rank],
-                error_file=str(Path(self.error_files[local_rank]).with_name("exception.json")),
+                error_file=str(rundir.exception(self._attempt, rank)),
+                stacks_file=str(rundir.stacks(self._attempt, rank)),
                 numa_binding=job.passed.get("numa_binding") or "",
             )
             self._channel.send("spawn", job=worker)
@@ -95,6 +107,13 @@ class WarmWorkers(PContext):
                 if message["attempt"] == self._attempt:
                     self._pids[message["local_rank"]] = message["pid"]
                 continue
+            if message["op"] == "verdict":
+                self._verdict = message
+                continue
+            if message["op"] == "hung":
+                if message["attempt"] == self._attempt:
+                    self._kill(signal.SIGKILL)
+                continue
             assert message["op"] == "exited", message
             local_rank = next((rank for rank, pid in self._pids.items() if pid == message["pid"]), None)
             if local_rank is not None:
@@ -109,15 +128,44 @@ class WarmWorkers(PContext):
                 local_rank=local_rank, pid=message["pid"], exitcode=code, error_file=self.error_files[local_rank]
             )
 
+    def _are_stopping(self) -> bool:
+        """Whether those workers that have ended had saved their state, so that the others will end by themselves.
+
+        Raises:
+            PreemptedError: All have ended so.
+        """
+        if set(self._exit_codes.values()) != {EXIT_PREEMPTED}:
+            return False
+        if len(self._exit_codes) == self.nprocs:
+            raise PreemptedError("all ranks were asked to end and have saved their state")
+        self._stopping_s = self._stopping_s or time.monotonic()
+        return time.monotonic() - self._stopping_s < self._job.grace_s
+
     def _poll(self) -> RunProcsResult | None:
         self._listen(0)
+        if self._are_stopping():
+            return None
         if len(self._exit_codes) < self.nprocs and not self._failures:
             return None
         self.close()
+        if self._failures:
+            self._ask_whether_to_retry()
         result = RunProcsResult(failures=self._failures, stdouts=self.stdouts, stderrs=self.stderrs)
         if not result.is_failed():
             result.return_values = dict.fromkeys(range(self.nprocs))
         return result
+
+    def _ask_whether_to_retry(self) -> None:
+        """Have the supervisor, which knows how every rank ended, say whether another attempt makes sense.
+
+        Raises:
+            NotRetriedError: It does not.
+        """
+        self._channel.send("failed", attempt=self._attempt)
+        while self._verdict is None:
+            self._listen(None)
+        if not self._verdict["retry"]:
+            raise NotRetriedError("this failure would only repeat itself")
 
     def pids(self) -> dict[int, int]:
         """Return the pid of each local rank. Torch asks as soon as it could end them."""
@@ -131,12 +179,15 @@ class WarmWorkers(PContext):
         """
         del timeout
         for sig, wait_s in ((death_sig, float(self._job.grace_s)), (signal.SIGKILL, _KILLED_DEADLINE_S)):
-            running = [pid for rank, pid in self._pids.items() if rank not in self._exit_codes]
-            for pid in running:
-                self._channel.send("kill", pid=pid, signal=int(sig))
+            self._kill(sig)
             deadline = time.monotonic() + wait_s
             while len(self._exit_codes) < len(self._pids) and (left_s := deadline - time.monotonic()) > 0:
                 self._listen(left_s)
+
+    def _kill(self, sig: signal.Signals) -> None:
+        for rank, pid in self._pids.items():
+            if rank not in self._exit_codes:
+                self._channel.send("kill", pid=pid, signal=int(sig))
 
 
 def _words(text: str | None) -> list[str] | None:

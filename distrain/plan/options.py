@@ -124,6 +124,19 @@ OPTIONS: tuple[Option, ...] = (
         help="how often a failed group of processes is started again; default: 0",
     ),
     Option(
+        name="retry",
+        metavar="auto|always",
+        choices=("auto", "always"),
+        group="restart",
+        help="auto starts no failure again that would only repeat itself; default: auto",
+    ),
+    Option(
+        name="hang_timeout",
+        metavar="auto|SECONDS|off",
+        group="restart",
+        help="how long a process may show no step before it counts as hung; default: auto",
+    ),
+    Option(
         name="grace",
         flags=("--shutdown-timeout",),
         pet="shutdown_timeout",
@@ -136,7 +149,7 @@ OPTIONS: tuple[Option, ...] = (
         pet="signals_to_handle",
         metavar="NAMES",
         group="restart",
-        help="signals that are passed on to the processes; default: SIGTERM,SIGINT,SIGHUP,SIGQUIT",
+        help="signals that are passed on to the processes; default: SIGTERM,SIGINT,SIGHUP",
     ),
     Option(
         name="monitor_interval",

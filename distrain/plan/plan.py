@@ -8,6 +8,7 @@ import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from distrain.errors import UsageError, did_you_mean
 from distrain.plan import cluster, detect, profile
@@ -24,7 +25,8 @@ DEVICES = ("auto", "cpu", "cuda", "xla")
 ENV_DEVICE = "DISTRAIN_DEVICE"
 """The environment variable that tells a worker which kind of device to take."""
 
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
+SIGNALS = "SIGTERM,SIGINT,SIGHUP"
+"""torchrun's, less SIGQUIT, at which the supervisor shows what every rank is doing."""
 
 GRACE_S = 30
 
@@ -49,6 +51,9 @@ class Plan:
         meeting: How the nodes find each other; None on a single node, where there is nothing to find.
         grace_s: Seconds between the first signal to a worker and SIGKILL.
         signals: Names of the signals that are passed on to the workers.
+        hang_timeout: Seconds without a step after which a worker counts as hung; `auto` goes by the slowest step seen,
+            None never does.
+        retry: `auto` starts no failure again that would only repeat itself, `always` does.
         monitor_interval_s: How often the agent looks at its workers.
         role: The workers' role in torch elastic.
         virtual_local_rank: Whether every worker has local rank 0 and sees its own GPU only.
@@ -70,6 +75,8 @@ class Plan:
     meeting: Meeting | None = None
     grace_s: int = GRACE_S
     signals: tuple[str, ...] = tuple(SIGNALS.split(","))
+    hang_timeout: float | Literal["auto"] | None = "auto"
+    retry: str = "auto"
     monitor_interval_s: float = 0.1
     role: str = "default"
     virtual_local_rank: bool = False
@@ -142,6 +149,8 @@ class _Resolution:
         signals = self._signals()
         interval = self._seconds("monitor_interval", 0.1)
         grace = self._grace()
+        hang_timeout = self._hang_timeout()
+        retry = self._text("retry", "auto")
         role = self._text("role", "default")
         virtual = self._flag("virtual_local_rank")
         passed = {each: self._text(each, None) for each in AS_THEY_ARE}
@@ -176,6 +185,8 @@ class _Resolution:
             meeting=meeting,
             grace_s=grace,
             signals=signals,
+            hang_timeout=hang_timeout,
+            retry=retry or "auto",
             monitor_interval_s=interval,
             role=role or "default",
             virtual_local_rank=virtual,
@@ -357,6 +368,23 @@ class _Resolution:
             return default
         value = whole_number(said, what, least=least)
         self._set(name, said, value)
+        return value
+
+    def _hang_timeout(self) -> float | Literal["auto"] | None:
+        said = self.found.get("hang_timeout")
+        if said is None:
+            self._default("hang_timeout", "auto")
+            return "auto"
+        if said.text in ("auto", "off"):
+            self._set("hang_timeout", said, said.text)
+            return "auto" if said.text == "auto" else None
+        try:
+            value = seconds(said)
+        except UsageError:
+            raise UsageError(
+                f"{said.where}: got {said.text!r}; give auto, a number of seconds above 0, or off."
+            ) from None
+        self._set("hang_timeout", said, value)
         return value
 
     def _seconds(self, name: str, default: float) -> float:

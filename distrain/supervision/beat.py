@@ -18,7 +18,8 @@ class Beat:
         rank: Global rank.
         pid: The process that beats; 0 before it began.
         beats: How often it showed progress: optimizer steps, engine iterations and calls of `distrain.heartbeat()`.
-        steps: Optimizer steps done.
+        steps: Optimizer steps done by this process.
+        iteration: The iteration that an engine of distrain is at, counted from the run's beginning; 0 without one.
         last_ns: When it beat last or its pause ended, in nanoseconds of this host's CLOCK_MONOTONIC; 0 before it
             began.
         slowest_ns: The longest time between two of its beats that was no pause, in nanoseconds.
@@ -30,6 +31,7 @@ class Beat:
     pid: int
     beats: int
     steps: int
+    iteration: int = 0
     last_ns: int
     slowest_ns: int
     state: BeatState

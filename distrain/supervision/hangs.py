@@ -66,8 +66,8 @@ class HangWatch:
     A rank is silent while it is `going` and does not beat. A silent rank hangs when its timeout has passed and there
     is no rank it may be waiting for: none that has done fewer steps and is busy; none that is as far and busy while
     most are silent (rank 0 evaluates with heartbeats, the others wait for it); and none still starting up, if it did
-    no step itself. Busy is who beat within the timeout or is paused. A minority that is paused is taken for the
-    writers of a checkpoint; from half of the ranks on, they are taken to wait in it for the rest, who hang.
+    no step itself. Busy is who beat within the timeout or is paused: who writes a checkpoint is, and who waits for the
+    writer is not.
 
     Args:
         timeout: Seconds; `auto` for the longer of ten minutes and twenty times the slowest beat of any rank of this
@@ -126,8 +126,7 @@ class HangWatch:
         beating = [seen.beat for seen in going if now_ns - seen.since_ns < timeout_s * _S]
         paused = [seen.beat for seen in self._seen.values() if seen.beat.state == "paused"]
         starting = len(self._seen) > len(going) + len(paused)
-        level = beating if len(silent) >= len(beating) else []
-        level += paused if len(silent) > len(paused) else []
+        level = paused + (beating if len(silent) >= len(beating) else [])
         fewest = min((beat.steps for beat in beating + paused), default=sys.maxsize)
         hanging = [
             seen

@@ -30,7 +30,7 @@ class Console:
     """The supervisor's own two streams, shared by the ranks that are shown.
 
     Args:
-        prefixed: Whether each line begins with the rank it came from; needed when several ranks are shown.
+        prefixed: Whether each line begins with the host and the rank it came from, for when several ranks are shown.
         stdout: Our standard output; None takes the process's.
         stderr: Likewise standard error.
     """
@@ -44,15 +44,16 @@ class Console:
         self._followed: list[_Followed] = []
         self._line_open = False
 
-    def follow(self, *, rank: int, stream: str, path: Path) -> None:
+    def follow(self, *, rank: int, host: str, stream: str, path: Path) -> None:
         """Show what is appended to `path` from its beginning on.
 
         Args:
             rank: Whose output it is.
+            host: Where that rank runs.
             stream: `stdout` or `stderr`, the stream it is copied to.
             path: The file; it may appear later.
         """
-        prefix = f"[{rank}] ".encode() if self.prefixed else b""
+        prefix = f"[{host}:{rank}] ".encode() if self.prefixed else b""
         self._followed.append(_Followed(path, stream, prefix))
 
     def show(self) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "parse",
     "process_state",
     "render",
+    "whereabouts",
 ]
 
 # Real-time signals near SIGRTMIN belong to the C library and to tools that count from there; macOS has none.
@@ -144,7 +145,7 @@ def _dump(lines: Sequence[str]) -> Dump:
                 name=header["name"] or "",
                 is_current=header["kind"] != "Thread",
                 is_main=n == main,
-                frames=tuple(frames),
+                frames=tuple(_of_the_program(frames)),
             )
             for n, (header, frames) in enumerate(threads)
         ),
@@ -163,6 +164,12 @@ def _main_thread(threads: Sequence[tuple[re.Match[str], list[Frame]]]) -> int:
         return len(threads) - 1
     current = (n for n, (header, _) in enumerate(threads) if header["kind"] != "Thread" and not of_threading[n])
     return next(current, -1)
+
+
+def _of_the_program(frames: Sequence[Frame]) -> Sequence[Frame]:
+    """Leave out the frames at the bottom that are the launcher's own: a program begins where that runs it."""
+    ours = [n for n, frame in enumerate(frames) if frame.file.endswith("distrain/launcher/bootstrap.py")]
+    return frames[ours[-1] + 1 :] if ours else frames
 
 
 def _frame(match: re.Match[str]) -> Frame:
@@ -272,6 +279,17 @@ def _doing(dump: Dump | None) -> str:
     if any(short_path(frame.file) == "torch/utils/data/dataloader.py" for frame in run):
         return "waiting for a worker of its DataLoader"
     return f"in {run[-1].function} ({short_path(run[-1].file)})" if run else ""
+
+
+def whereabouts(dump: Dump) -> str:
+    """Return where a main thread stands, in a line: the user's innermost frame, and what it is in below that.
+
+    Args:
+        dump: The stacks of one process.
+    """
+    users = [frame for frame in dump.frames if not is_library(frame.file)]
+    place = f"{users[-1].function} (line {users[-1].line} of {Path(users[-1].file).name})" if users else ""
+    return ", ".join(filter(None, [place, _doing(dump)])) or "outside of Python"
 
 
 def render(groups: Sequence[Group], states: Mapping[int, ProcessState | None]) -> str:

@@ -27,6 +27,7 @@ from distrain.engine import Engine, Events
 from distrain.errors import CheckpointError
 from distrain.rundir import RunDir, step_of
 from distrain.runtime import current_world, from_main, gather_on_main, rank_and_size
+from distrain.supervision import heartbeat
 from distrain.training.checks import positive_int
 from distrain.training.random_state import random_state, set_random_state
 from distrain.training.stopping import StopOnSignals, is_end_of_epoch
@@ -167,8 +168,9 @@ class Checkpointer:
             # Between windows there is nothing to go on with.
             "windows": windows if any(each["held"] for each in windows) else [],
         }
-        _write(self._path(state.iteration), content, meta)
-        self._prune()
+        with heartbeat.paused():
+            _write(self._path(state.iteration), content, meta)
+            self._prune()
 
     def _save_inside_epoch(self, trainer: Engine) -> None:
         if not self._is_stopping() and not is_end_of_epoch(trainer.state):

@@ -8,6 +8,8 @@ import pytest
 
 from distrain.launcher.outcome import Outcome, exit_code_of
 from distrain.rundir import RunDir
+from distrain.supervision.beat import Beat
+from tests.supervision.texts import CLOSED
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def test_a_rank_that_left_by_sys_exit_is_the_cause_though_a_peer_raised_before_i
     raised(tmp_path, 0, 0, type="RuntimeError", monotonic_ns=4)
     exited(outcome, 1, 7, 5)
     exited(outcome, 0, -15, 6)
-    failure = outcome.failure()
+    failure = outcome.failure().root_cause
     assert (failure.rank, failure.kind, failure.exit_code, failure.traceback) == (1, "exit code 7", 7, "")
 
 
@@ -64,7 +66,7 @@ def test_the_cause_keeps_its_exit_code_when_it_was_still_ending_as_we_ended_all(
     raised(tmp_path, 0, 0, type=kind, exit_code=code, monotonic_ns=3)
     exited(outcome, 1, 1, 5)
     exited(outcome, 0, -15, 6)
-    failure = outcome.failure()
+    failure = outcome.failure().root_cause
     assert (failure.rank, failure.kind, failure.exit_code) == (0, expected, code)
 
 
@@ -77,17 +79,48 @@ def test_the_recorded_exception_and_the_log_are_in_the_failure(outcome, tmp_path
     (folder / "stderr.log").write_text("a\nb\n")
     exited(outcome, 0, -6, 5)
     exited(outcome, 1, 1, 9)
-    failure = outcome.failure()
+    report = outcome.failure()
+    failure = report.root_cause
     assert (failure.rank, failure.kind, failure.traceback, failure.attempt) == (1, "ValueError", "Traceback…", 3)
     assert failure.log_tail == ["a", "b"]
-    assert failure.others == {0: -6}
+    assert [(each.rank, each.kind) for each in report.consequences] == [(0, "SIGABRT")]
 
 
 def test_ranks_that_we_ended_are_not_counted_as_failed_too(outcome):
     start(outcome, 0, 4)
     for rank, code in enumerate([1, -15, -9, 1]):
         exited(outcome, rank, code, rank)
-    assert outcome.failure().others == {3: 1}
+    assert [each.rank for each in outcome.failure().consequences] == [3]
+
+
+def test_what_a_rank_left_on_the_board_is_taken_before_the_disk(outcome):
+    start(outcome, 0)
+    record = {"type": "OSError", "message": "[Errno 28] full", "traceback": "T", "exit_code": 1, "monotonic_ns": 4}
+    beat = Beat(rank=1, pid=11, beats=7, steps=6, last_ns=3, slowest_ns=1, state="going")
+    message = {"rank": 1, "pid": 11, "exit_code": 1, "monotonic_ns": 5}
+    outcome.worker_exited(message, beat, json.dumps(record).encode())
+    failure = outcome.failure().root_cause
+    assert (failure.kind, failure.step) == ("OSError", 6)
+
+
+def test_a_peer_that_lost_its_connection_first_is_no_cause(outcome, tmp_path):
+    start(outcome, 0)
+    raised(tmp_path, 0, 0, type="RuntimeError", message=CLOSED, monotonic_ns=3)
+    exited(outcome, 0, 1, 4)
+    outcome.worker_exited({"rank": 1, "pid": 11, "exit_code": -9, "monotonic_ns": 9, "was_asked": False})
+    report = outcome.failure()
+    assert (report.root_cause.rank, report.root_cause.kind) == (1, "SIGKILL")
+    assert report.consequences[0].reason == "lost the connection to a peer"
+
+
+def test_the_exception_of_a_program_without_a_record_is_read_from_its_log(outcome, tmp_path):
+    start(outcome, 0)
+    path = RunDir(root=tmp_path).stderr(0, 1)
+    path.parent.mkdir(parents=True)
+    path.write_text('Traceback (most recent call last):\n  File "a.py", line 1, in <module>\nKeyError: 5\n')
+    exited(outcome, 1, 1, 4)
+    failure = outcome.failure().root_cause
+    assert (failure.kind, failure.message) == ("KeyError", "5")
 
 
 def test_a_new_attempt_forgets_the_one_before(outcome):

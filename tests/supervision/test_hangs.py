@@ -130,6 +130,12 @@ def all_evaluate() -> dict[int, Life]:
     }
 
 
+def slow_checkpoints_of_rank_0() -> dict[int, Life]:
+    """One of two ranks writes for 25 minutes; the other waits for it in the next step."""
+    steps = [*every(1, until_s=100), *every(1, start_s=1600, until_s=1700)]
+    return {0: sorted([*steps, (100.1, "pause"), (1600.0, "resume")]), 1: steps}
+
+
 def paused_checkpoints() -> dict[int, Life]:
     """A checkpoint of half an hour each hour, all ranks in it for not quite the same time."""
     return {
@@ -184,6 +190,7 @@ SHAPES = {
             two_ranks_one_evaluates,
             all_evaluate,
             paused_checkpoints,
+            slow_checkpoints_of_rank_0,
             rank_0_saves,
             ranks_end,
             restarts,
@@ -229,9 +236,9 @@ def stuck_in_evaluation() -> dict[int, Life]:
 
 
 def stuck_before_a_checkpoint() -> dict[int, Life]:
-    """Rank 1 does not arrive at the checkpoint in which rank 0 waits for it."""
+    """Rank 1 does not arrive at the checkpoint in which rank 0 waits for it; only writing is a pause."""
     steps = list(every(1, until_s=100))
-    return {0: [*steps, (100.1, "pause")], 1: steps}
+    return {0: steps, 1: steps}
 
 
 def stuck_after_a_checkpoint() -> dict[int, Life]:

@@ -1,0 +1,141 @@
+"""What the supervisor sees of the workers while they run: their heartbeats, and where they stand when asked."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from distrain.rundir import RunDir
+from distrain.supervision import stacks
+from distrain.supervision.beat import Beat
+from distrain.supervision.capture import capture
+from distrain.supervision.hangs import Hang, HangWatch
+from distrain.supervision.heartbeat import Board
+from distrain.supervision.memory import OomWatch
+
+__all__ = ["Standstill", "Vigil"]
+
+_LOOK_EVERY_NS = 500_000_000
+_ANSWER_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standstill:
+    """Where every rank of this node stood at one moment.
+
+    Args:
+        text: For people.
+        odd: The ranks that the others probably wait for; empty when that cannot be told.
+        doing: Rank to where its main thread was, in a line; for those that answered.
+    """
+
+    text: str
+    odd: tuple[int, ...]
+    doing: Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Watched:
+    slot: int
+    pid: int
+
+
+class Vigil:
+    """The workers of the present attempt.
+
+    Args:
+        board: Where they show their progress; None where there is no board.
+        rundir: The run directory.
+        timeout: As for `HangWatch`.
+    """
+
+    def __init__(self, board: Board | None, rundir: RunDir, timeout: float | Literal["auto"] | None) -> None:
+        self._board = board
+        self._rundir = rundir
+        self._timeout = timeout
+        self._attempt = -1
+        self._workers: dict[int, _Watched] = {}
+        self._watch = HangWatch(timeout)
+        self._memory = OomWatch()
+        self._looked_ns = 0
+
+    def worker_started(self, message: Mapping[str, Any]) -> None:
+        """Watch a worker, the first of a new attempt in place of those before it."""
+        if message["attempt"] != self._attempt:
+            self._attempt = message["attempt"]
+            self._workers.clear()
+            self._watch = HangWatch(self._timeout)
+            self._memory.begin()
+        self._workers[message["rank"]] = _Watched(slot=message["local_rank"], pid=message["pid"])
+
+    def worker_exited(self, rank: int) -> tuple[Beat | None, bytes]:
+        """Watch a worker no more; return its last heartbeat, if it had any, and the record that it left."""
+        worker = self._workers.pop(rank, None)
+        if worker is None or self._board is None:
+            return None, b""
+        beat = self._board.look(worker.slot, rank)
+        return (beat, self._board.record(worker.slot)) if beat.pid == worker.pid else (None, b"")
+
+    def look(self) -> Hang | None:
+        """Take notes, twice a second at most; return the hang there is."""
+        now_ns = time.monotonic_ns()
+        if now_ns - self._looked_ns < _LOOK_EVERY_NS:
+            return None
+        self._looked_ns = now_ns
+        self._memory.sample(now_ns, {rank: worker.pid for rank, worker in self._workers.items()})
+        if self._board is None:
+            return None
+        beats = [self._board.look(worker.slot, rank) for rank, worker in self._workers.items()]
+        # A worker that has not come as far as its slot yet finds there the one of the attempt before.
+        pids = {worker.pid for worker in self._workers.values()}
+        return self._watch.look(now_ns, [beat for beat in beats if beat.pid in pids])
+
+    def where_they_stand(self, *, wake_stopped: bool = False) -> Standstill:
+        """Have every worker write its stacks, and compare them; it takes two seconds at most.
+
+        Args:
+            wake_stopped: As for `capture`.
+        """
+        logs = {rank: (worker.pid, self._stacks(rank)) for rank, worker in self._workers.items()}
+        captured = capture(logs, timeout_s=_ANSWER_S, wake_stopped=wake_stopped)
+        dumps = {rank: each.dump for rank, each in captured.items()}
+        states = {rank: each.state for rank, each in captured.items()}
+        groups = stacks.group(dumps)
+        odd = stacks.odd_ones_out(groups)
+        text = stacks.render(groups, states)
+        for rank in odd[:1]:
+            native = stacks.native_stack(self._workers[rank].pid, timeout_s=_ANSWER_S)
+            if native:
+                text += f"\nnative stack of rank {rank}:\n{textwrap.indent(native.rstrip(), '  ')}"
+        return Standstill(text=text, odd=odd, doing=_doing(dumps))
+
+    def last_seen(self, ranks: Iterable[int]) -> dict[int, str]:
+        """Return where ranks stood when they last wrote their stacks in this attempt, those that have, in a line each.
+
+        Args:
+            ranks: The ranks.
+        """
+        return _doing({rank: stacks.last_dump(self._stacks(rank)) for rank in ranks})
+
+    def last_words(self, rank: int) -> stacks.Dump | None:
+        """Return the newest stacks that a rank has written in this attempt."""
+        return stacks.last_dump(self._stacks(rank))
+
+    def out_of_memory(self, rank: int) -> str | None:
+        """Return why a rank's death by SIGKILL counts as out of memory; None when nothing speaks for it.
+
+        Args:
+            rank: The rank.
+        """
+        return self._memory.verdict(rank)
+
+    def _stacks(self, rank: int) -> Path:
+        return self._rundir.stacks(self._attempt, rank)
+
+
+def _doing(dumps: Mapping[int, stacks.Dump | None]) -> dict[int, str]:
+    return {rank: stacks.whereabouts(dump) for rank, dump in dumps.items() if dump is not None}
