@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from distrain.engine import RemovableEventHandle as RemovableEventHandle
     from distrain.engine import State as State
     from distrain.observe import ProgressBar as ProgressBar
-    from distrain.supervision.heartbeat import heartbeat as heartbeat
     from distrain.runtime import init as init
+    from distrain.supervision.heartbeat import heartbeat as heartbeat
     from distrain.training import Checkpointer as Checkpointer
     from distrain.training import LossAggregator as LossAggregator
     from distrain.training import create_supervised_evaluator as create_supervised_evaluator

@@ -278,7 +278,7 @@ def stuck_beside_a_rank_without_steps() -> dict[int, Life]:
     ("shape", "since_s", "suspects"),
     [
         (stuck_in_evaluation, 996, (3,)),
-        (stuck_before_a_checkpoint, 100, (1,)),
+        (stuck_before_a_checkpoint, 100, (0, 1)),
         (stuck_after_a_checkpoint, 100, (0, 1)),
         (stuck_behind, 100, (2,)),
         (stuck_between_reduction_and_step, 100, (2,)),
