@@ -279,6 +279,8 @@ class _Supervisor:
         if hang is None or self._hung_attempt == self._outcome.attempt:
             return
         self._hung_attempt = self._outcome.attempt
+        silent_s = min((each.silent_s for each in hang.silent), default=hang.timeout_s)
+        self._record.event("hang", {"timeout_s": hang.timeout_s, "silent_s": round(silent_s, 3)})
         self._say(f"no progress for {hang.timeout_s:g} s; asking every rank where it stands")
         standstill = self._ask_where_they_stand(wake_stopped=True)
         self._outcome.hung(hang, standstill)

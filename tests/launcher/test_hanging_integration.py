@@ -1,0 +1,158 @@
+"""A run that hangs is noticed, explained and ended, or started again; one that is slow is left alone."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import pytest
+
+from tests.support.launching import events, launching
+
+TRAIN = """\
+import os, signal, sys, threading, time
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+
+class Data:
+    def __len__(self):
+        return 1 << 20
+    def __getitem__(self, index):
+        if index == 40 and sys.argv[1] == "loader" and os.environ["RANK"] == "1":
+            time.sleep(3600)
+        return torch.ones(4)
+
+def lock():
+    mutex = threading.Lock()
+    mutex.acquire()
+    mutex.acquire()
+
+def stop():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+def loop():
+    sum(iter(int, 1))
+
+def skip():
+    dist.barrier()
+
+def sleep():
+    time.sleep(3600)
+
+def loader():
+    pass
+
+dist.init_process_group("gloo")
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step, batch in enumerate(DataLoader(Data(), batch_size=2, num_workers=1)):
+    model(batch).sum().backward()
+    optimizer.step()
+    is_struck = step == 5 and dist.get_rank() == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if is_struck and sys.argv[1] in globals():
+        globals()[sys.argv[1]]()
+    if step == 30 and sys.argv[1] == "slow":
+        time.sleep(6)
+    if step == 60:
+        break
+    time.sleep(0.02)
+print("finished", flush=True)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+TIMEOUT_S = 5
+
+
+@pytest.fixture
+def train(tmp_path):
+    (tmp_path / "train.py").write_text(TRAIN)
+    return "train.py"
+
+
+def start(train, how, *options, cwd):
+    options = ("--nproc", "3", "--device", "cpu", "--hang-timeout", str(TIMEOUT_S), *options)
+    return launching(*options, train, how, cwd=cwd)
+
+
+WHERE = {
+    "lock": "in lock",
+    "stop": "in stop",
+    "loop": "in loop",
+    "skip": "barrier",
+    "sleep": "in sleep",
+    "loader": "DataLoader",
+}
+OTHERS = [how for how in WHERE if how != "lock"]
+
+
+@pytest.mark.parametrize(
+    "how", ["lock", *(pytest.param(how, marks=pytest.mark.deep) for how in WHERE if how != "lock")]
+)
+def test_a_hang_is_noticed_in_time_and_the_right_rank_named(tmp_path, train, how):
+    with start(train, how, cwd=tmp_path) as live:
+        live.wait_for("hang")
+        code, _, err = live.end()
+        (hang,) = events(live.run_dir, "hang")
+    assert code == 124
+    assert hang["silent_s"] <= TIMEOUT_S + 2
+    report = err[err.index("root cause: ") :]
+    assert report.startswith("root cause: rank 1 on ")
+    assert ": Hang: no step for " in report.splitlines()[0]
+    assert json.loads((live.run_dir / "failure.json").read_text())["root_cause"]["exit_code"] == 124
+    stacks = (live.run_dir / "attempt-0" / "stacks.txt").read_text()
+    assert "ranks 0, 2, " in stacks
+    assert "rank 1, the odd one out" in stacks
+    assert WHERE[how] in stacks[stacks.index("rank 1, the odd") :]
+
+
+def test_after_a_hang_the_next_attempt_begins(tmp_path, train):
+    with start(train, "lock", "--max-restarts", "1", cwd=tmp_path) as live:
+        code, out, err = live.end(60)
+    assert code == 0, err
+    assert "finished" in out
+    assert "attempt 0 failed, starting the next · root cause: rank 1" in err
+    assert ": Hang: " in err
+
+
+def test_a_slow_step_is_no_hang_where_the_timeout_is_longer(tmp_path, train):
+    with launching(*("--nproc", "2", "--device", "cpu", "--hang-timeout", "auto", train, "slow"), cwd=tmp_path) as live:
+        code, _, err = live.end(60)
+    assert code == 0, err
+    assert events(live.run_dir, "hang") == []
+
+
+def test_switched_off_it_waits_for_ever(tmp_path, train):
+    with launching("--nproc", "2", "--device", "cpu", "--hang-timeout", "off", train, "lock", cwd=tmp_path) as live:
+        live.wait_for("worker_started", 2)
+        live.wait_for_output("", 0)
+        end = time.monotonic() + 8
+        while time.monotonic() < end:
+            assert live.process.poll() is None
+            time.sleep(0.1)
+        live.process.send_signal(signal.SIGTERM)
+        live.process.send_signal(signal.SIGTERM)
+        live.end()
+    assert events(live.run_dir, "hang") == []
+
+
+def test_sigquit_shows_where_the_ranks_stand_and_the_run_goes_on(tmp_path):
+    text = (
+        "import os, time\ndef waiting():\n    print('waiting', flush=True)\n"
+        "    while not os.path.exists('go'): time.sleep(0.02)\nwaiting()\n"
+    )
+    (tmp_path / "train.py").write_text(text)
+    with launching("--nproc", "2", "--device", "cpu", "train.py", cwd=tmp_path) as live:
+        for rank in (0, 1):
+            live.wait_for_output("waiting", rank)
+        live.process.send_signal(signal.SIGQUIT)
+        live.wait_for("stacks")
+        (tmp_path / "go").touch()
+        code, _, err = live.end()
+    assert code == 0
+    assert "where the ranks stand" in err
+    assert "ranks 0-1" in err
+    assert "in waiting" in err
+    assert "in waiting" in (live.run_dir / "attempt-0" / "stacks.txt").read_text()
