@@ -76,6 +76,10 @@ def become_rank_of_xla(job: WorkerJob) -> None:
     _redirect(job.stdout, 1)
     _redirect(job.stderr, 2)
     os.environ.update(job.env)
+    if threading.current_thread() is threading.main_thread():  # else the process is several ranks
+        heartbeat.open_slot(job.env.get(heartbeat.ENV_HEARTBEAT, ""))
+        _show_stacks_when_asked(job)
+        _show_each_step()
     _set_title(job.command)
 
 

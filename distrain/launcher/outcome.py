@@ -105,7 +105,7 @@ class Outcome:
             consequences=tuple(sorted(rest, key=lambda each: each.rank)),
             others=self._others({root.rank, *(each.rank for each in rest)}),
             hints=hints_for(root),
-            memory=root.message if root.kind == "OutOfMemory" else "",
+            memory=self._memory(root),
         )
 
     def blow(self, report: Report) -> Blow:
@@ -192,7 +192,7 @@ class Outcome:
         verdict = classify(exit_code, record, tail, was_asked=was_asked)
         kind, message = describe(exit_code, said, stderr_tail=tail, memory=self._out_of_memory(end))
         has_raised = said is not None and said["type"] != "SystemExit"
-        frames = frames_of(said) if said is not None and has_raised else self._crashed_in(end)
+        frames = self._crashed_in(end) if said is None else frames_of(said)
         return Failure(
             rank=end.rank,
             host=socket.gethostname(),
@@ -220,6 +220,12 @@ class Outcome:
         """Return where Python was when native code brought a rank down."""
         dump = None if self._vigil is None or end.exit_code >= 0 else self._vigil.last_words(end.rank)
         return dump.frames if dump is not None and dump.fatal else ()
+
+    def _memory(self, root: Failure) -> str:
+        """Return what the memory has to do with it, also where a DataLoader's process was killed and not the rank."""
+        if root.kind == "OutOfMemory" or self._vigil is None:
+            return root.message if root.kind == "OutOfMemory" else ""
+        return (self._vigil.out_of_memory(root.rank) or "") if "killed by signal: Killed" in root.message else ""
 
     def _out_of_memory(self, end: Exit) -> str:
         if self._vigil is None or end.exit_code != -signal.SIGKILL or end.was_asked:

@@ -114,10 +114,7 @@ class _Host:
                     channel = Channel(listener.accept()[0])
                     selector.register(channel, selectors.EVENT_READ)
                 elif key.fileobj is self._control:
-                    self._control.receive()
-                    if self._control.closed:
-                        kill_descendants()
-                        os._exit(128 + signal.SIGKILL)
+                    self._obey(runner.pid)
                 elif key.fd == self._wake_read:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._wake_read, 4096)
@@ -137,6 +134,14 @@ class _Host:
                 deadline = time.monotonic() + OTHERS_GRACE_S
             if deadline is not None and time.monotonic() > deadline:
                 _signal_group(runner.pid, signal.SIGKILL)
+
+    def _obey(self, runner_pid: int) -> None:
+        """End the attempt when the supervisor says that it hangs, everything when the supervisor is gone."""
+        if any(message["op"] == "hung" for message in self._control.receive()):
+            _signal_group(runner_pid, signal.SIGKILL)
+        if self._control.closed:
+            kill_descendants()
+            os._exit(128 + signal.SIGKILL)
 
     def _hear(
         self, channel: Channel, attempt: int, ranks: dict[Channel, dict[str, Any]], codes: dict[int, int]

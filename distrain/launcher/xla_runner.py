@@ -13,6 +13,7 @@ from typing import Any
 from distrain.launcher import bootstrap
 from distrain.launcher.protocol import Channel, WorkerJob
 from distrain.rundir import RunDir
+from distrain.supervision.heartbeat import ENV_HEARTBEAT
 
 __all__ = ["main"]
 
@@ -53,10 +54,11 @@ def _be_rank(_index: int, request: dict[str, Any]) -> None:
         args=job["args"],
         command=job["command"],
         warm=True,
-        env={**os.environ, **_variables(rank, local_rank, job, attempt)},
+        env={**os.environ, **_variables(rank, local_rank, job, attempt), **_board(job, local_rank)},
         stdout=stdout,
         stderr=stderr,
         error_file=str(rundir.exception(attempt, rank)),
+        stacks_file=str(rundir.stacks(attempt, rank)),
     )
     channel = _connect(request)
     begun = {"rank": rank, "local_rank": local_rank, "pid": os.getpid()}
@@ -92,6 +94,10 @@ def _variables(rank: int, local_rank: int, job: dict[str, Any], attempt: int) ->
         "TORCHELASTIC_RESTART_COUNT": str(attempt - job["first_attempt"]),
         "TORCHELASTIC_MAX_RESTARTS": str(job["max_restarts"]),
     }
+
+
+def _board(job: dict[str, Any], local_rank: int) -> dict[str, str]:
+    return {ENV_HEARTBEAT: f"{job['board']}:{local_rank}"} if job["board"] else {}
 
 
 def _run_to_its_end(worker: WorkerJob) -> int:
