@@ -377,8 +377,10 @@ class _Supervisor:
         else:
             assert failure is not None, self._agent_report
             status, code = "failed", exit_code_of(failure)
-            with contextlib.suppress(OSError):
+            try:
                 write_atomic(self._rundir.failure, json.dumps(to_json(failure), indent=2) + "\n")
+            except OSError as error:
+                self._say(f"warning: {_shown(self._rundir.failure)} could not be written: {error.strerror}")
             self._console.say(report.render(failure))
             if self._not_retried is not None:
                 self._say(f"not started again: {self._not_retried} (--retry always does)")

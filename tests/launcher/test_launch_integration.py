@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 from tests.launcher import programs
 from tests.support.launching import command, environment, events, launch, launching
 from tests.support.processes import Finished, descendants, is_alive, wait_until
+
+HOST = socket.gethostname()
 
 
 @pytest.fixture
@@ -132,7 +135,7 @@ def test_a_module_a_folder_and_a_command_can_be_launched(tmp_path, script):
     assert launch("-m", "package", "a", cwd=tmp_path).check().stdout == "42 ['a']\n"
     assert launch("-m", "package.relative", "--nproc", "3", cwd=tmp_path).check().stdout == "42 ['--nproc', '3']\n"
     done = launch("--nproc", "2", "--log-ranks", "all", "--no-python", "sh", "-c", "echo $RANK", cwd=tmp_path).check()
-    assert sorted(done.stdout.splitlines()) == ["[0] 0", "[1] 1"]
+    assert sorted(done.stdout.splitlines()) == [f"[{HOST}:0] 0", f"[{HOST}:1] 1"]
 
 
 def test_a_used_run_directory_goes_on_with_the_next_attempt(tmp_path, script):
@@ -241,8 +244,8 @@ def test_several_ranks_on_the_terminal_keep_their_lines_whole(tmp_path, script):
     text = "import os\nfor i in range(2000): print(os.environ['RANK'] * 40, i, flush=True)\nprint('end', end='')\n"
     done = launch("--nproc", "3", "--log-ranks", "0,2", script(text), cwd=tmp_path).check()
     for rank in ("0", "2"):
-        mine = [line for line in done.stdout.splitlines() if line.startswith(f"[{rank}] ")]
-        assert mine == [*(f"[{rank}] {rank * 40} {i}" for i in range(2000)), f"[{rank}] end"]
+        mine = [line for line in done.stdout.splitlines() if line.startswith(f"[{HOST}:{rank}] ")]
+        assert mine == [*(f"[{HOST}:{rank}] {rank * 40} {i}" for i in range(2000)), f"[{HOST}:{rank}] end"]
     assert len(done.stdout.splitlines()) == 2 * 2001
 
 

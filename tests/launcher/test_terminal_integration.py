@@ -7,6 +7,7 @@ import fcntl
 import os
 import pty
 import select
+import socket
 import struct
 import subprocess
 import termios
@@ -137,4 +138,5 @@ def test_two_shown_ranks_share_the_screen_in_prefixed_lines(tmp_path, script):
     program = script("import os, sys; print('tty', sys.stdout.isatty())")
     with terminal("--nproc", "2", "--log-ranks", "all", program, cwd=tmp_path) as screen:
         assert screen.end() == 0
-    assert {"[0] tty False", "[1] tty False"} <= set(screen.text.split("\r\n"))
+    host = socket.gethostname()
+    assert {f"[{host}:0] tty False", f"[{host}:1] tty False"} <= set(screen.text.split("\r\n"))

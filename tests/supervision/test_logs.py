@@ -29,7 +29,7 @@ def screen():
 def test_one_rank_is_copied_byte_for_byte_as_it_comes(tmp_path, screen):
     console = screen.console()
     path = tmp_path / "stdout.log"
-    console.follow(rank=0, stream="stdout", path=path)
+    console.follow(rank=0, host="h", stream="stdout", path=path)
     console.show()
     path.write_bytes(b"10%\r20%")
     console.show()
@@ -44,7 +44,7 @@ def test_several_ranks_are_shown_in_whole_prefixed_lines(tmp_path, screen):
     console = screen.console(prefixed=True)
     files = [(tmp_path / str(rank)).open("ab", buffering=0) for rank in (0, 1)]
     for rank in (0, 1):
-        console.follow(rank=rank, stream="stderr", path=tmp_path / str(rank))
+        console.follow(rank=rank, host="h", stream="stderr", path=tmp_path / str(rank))
     files[0].write(b"first ha")
     files[1].write(b"whole\n")
     console.show()
@@ -52,9 +52,9 @@ def test_several_ranks_are_shown_in_whole_prefixed_lines(tmp_path, screen):
     console.show()
     for file in files:
         file.close()
-    assert screen("stderr") == b"[1] whole\n[0] first half\n"
+    assert screen("stderr") == b"[h:1] whole\n[h:0] first half\n"
     console.finish()
-    assert screen("stderr").endswith(b"[0] unfinished\n")
+    assert screen("stderr").endswith(b"[h:0] unfinished\n")
 
 
 def test_our_own_lines_begin_at_the_left_margin(screen):

@@ -72,8 +72,8 @@ def test_several_dumps_in_one_file_and_a_crash_at_its_end():
 
 def test_every_cut_of_a_file_can_be_read():
     whole = TWO_THREADS + CRASH + ONE_THREAD
-    for start in range(0, len(whole), 7):
-        for end in range(start, len(whole), 11):
+    for start in range(0, len(whole), 37):
+        for end in range(start, len(whole), 53):
             for dump in parse(whole[start:end]):
                 assert dump.threads or dump.fatal
 

@@ -189,7 +189,11 @@ def test_a_run_inside_a_handler_is_not_stopped(tmp_path):
 def test_a_run_that_ends_itself_at_that_iteration_ends_as_it_wants(tmp_path):
     _, loader, trainer, _ = setting(tmp_path)
     raising(signal.SIGTERM, 3, trainer, Events.ITERATION_STARTED)
-    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), trainer.terminate)
+
+    @trainer.on(Events.ITERATION_COMPLETED(once=3))
+    def enough():
+        trainer.terminate()
+
     try:
         assert trainer.run(loader, max_epochs=2).iteration == 3
     finally:
