@@ -85,8 +85,9 @@ def test_both_stop_after_the_same_iteration_and_go_on_to_the_very_same_end(tmp_p
     done = train(tmp_path / "cut", num_micro, *plan, code=1)  # torchrun's own, whatever its workers end with
     step, exit_code = stops(done)
     assert exit_code == code
-    last = max(int(each.split(":")[1]) for each in plan)
-    assert last <= step <= last + num_micro + 1
+    came = [int(each.split(":")[1]) for each in plan]
+    # On a slow machine the second rank learns of the first one's signal before its own comes.
+    assert min(came) <= step <= max(came) + num_micro
     name = "SIGTERM" if code == 75 else "SIGINT"
     assert f"distrain: {name}: stopped after step {step}, saved in {tmp_path}/cut/checkpoints/" in done.stderr
     assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == [f"step-{step:08d}"]
