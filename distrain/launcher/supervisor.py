@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import selectors
 import signal
@@ -43,6 +44,9 @@ _ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 _SHOW_EVERY_S = 0.05
 _LAUNCHER_LOG_LINES = 15
 
+_AGENT_ENDS_S = 10.0
+"""How long the agent may take to end after a signal, beside what the ranks may take."""
+
 
 def run(plan: Plan, *, environ: Mapping[str, str]) -> int:
     """Carry out a plan in this process, which is the supervisor from then on.
@@ -64,10 +68,11 @@ def run(plan: Plan, *, environ: Mapping[str, str]) -> int:
             f"device xla: torch_xla is not installed for {sys.executable}; pip install 'distrain[xla]' brings it with "
             "the torch that fits it."
         )
-    door = None if plan.meeting is None else precheck.open_door(plan.meeting)
+    warnings: list[str] = []
+    door = None if plan.meeting is None else precheck.open_door(plan.meeting, warnings.append)
     record, shared = open_run_dir(plan, is_head=door is not None)
     try:
-        return _Supervisor(plan, record, environ, door=door, shared_run_dir=shared).run()
+        return _Supervisor(plan, record, environ, door=door, shared_run_dir=shared, warnings=warnings).run()
     finally:
         record.close()
 
@@ -83,8 +88,10 @@ class _Supervisor:
         *,
         door: precheck.Door | None,
         shared_run_dir: Path,
+        warnings: list[str],
     ) -> None:
         self._plan = plan
+        self._warnings = warnings
         self._door = door
         self._shared_run_dir = shared_run_dir
         self._record = record
@@ -98,6 +105,7 @@ class _Supervisor:
         self._agent_report: dict[str, Any] = {}
         self._pending_signals: deque[int] = deque()
         self._stopped_by: int | None = None
+        self._end_by_s = math.inf
         self._broken: list[str] = []
         self._began_elsewhere = False
         self._over = False
@@ -140,6 +148,8 @@ class _Supervisor:
         ranks = f"{plan.nproc} rank{'s' * (plan.nproc != 1)} on {plan.device}"
         threads = f"OMP_NUM_THREADS={plan.omp_num_threads} ({plan.settings['omp_num_threads'].detail})"
         self._say(f"{_node(plan)}{ranks} · {threads} · run directory {_shown(self._rundir.root)}")
+        for text in self._warnings:
+            self._say(f"warning: {text}")
 
     def _start(self) -> None:
         """Start the fork server and hand it the agent's job, which waits there until torch is imported."""
@@ -163,10 +173,14 @@ class _Supervisor:
             for fd in (wake_fd, self._control.fileno(), *(self._terminal.fds() if self._terminal else ())):
                 selector.register(fd, selectors.EVENT_READ)
             while not self._over:
-                ready = {key.fd for key, _ in selector.select(None if self._terminal else _SHOW_EVERY_S)}
+                idle = self._terminal is not None and self._end_by_s == math.inf
+                ready = {key.fd for key, _ in selector.select(None if idle else _SHOW_EVERY_S)}
                 if wake_fd in ready:
                     os.read(wake_fd, 4096)
                 self._obey_signals()
+                if time.monotonic() > self._end_by_s and not self._over:
+                    self._say("the agent does not end by itself; ending it and all ranks now")
+                    self._over = True
                 if self._terminal:
                     self._terminal.drain()
                 self._console.show()
@@ -272,7 +286,10 @@ class _Supervisor:
             self._terminal.resize()
 
     def _obey_signals(self) -> None:
-        """Pass the first signal on to the workers, by way of the agent; at the next one, end everything."""
+        """Pass the first signal on to the workers, by way of the agent; at the next one, end everything.
+
+        Schedulers send SIGTERM once, and an agent can be stuck, so its time to end is limited here as well.
+        """
         while self._pending_signals:
             number = self._pending_signals.popleft()
             name = signal.Signals(number).name
@@ -286,6 +303,8 @@ class _Supervisor:
                 self._say(f"{name}: passed on to the ranks, which have {grace} to end; once more to end them now")
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self._agent_pid, number)
+                ranks_s = self._plan.grace_s if self._outcome.attempt >= 0 else 0
+                self._end_by_s = time.monotonic() + ranks_s + _AGENT_ENDS_S
             self._stopped_by = self._stopped_by or number
 
     # The end.

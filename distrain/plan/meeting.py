@@ -76,7 +76,7 @@ def resolve_meeting(
     low, high = _nnodes(found, placement, settings)
     alone = high == 1
     backend = found.get("rdzv_backend")
-    told = any(name in found for name in ("master_port", "rdzv_conf")) or (
+    told = any(name in found for name in ("master_port", "rdzv_conf", "rdzv_id")) or (
         "rdzv_endpoint" in found and found["rdzv_endpoint"].text not in ANY_PORT_HERE
     )
     if "standalone" in found or (alone and not told and (backend is None or backend.text in ("c10d", "static"))):
@@ -176,13 +176,13 @@ def _endpoint(
         origin = (address or given_port).origin  # type: ignore[union-attr]  # one of them is there
         settings["rdzv_endpoint"] = Setting(value=f"{host}:{port}", origin=origin, detail=where)
         return host, port
+    if alone:
+        return "127.0.0.1", 0
     if placement is not None and placement.head is not None:
         port = placement.port if given_port is None else port
         value = f"{placement.head}:{port}"
         settings["rdzv_endpoint"] = Setting(value=value, origin="detected", detail=placement.detail)
         return placement.head, port
-    if alone:
-        return "127.0.0.1", 0
     raise UsageError(
         "several nodes need a place to meet: give --rdzv-endpoint HOST:PORT, an address of one of the nodes and a free "
         "port there, the same on all of them."
