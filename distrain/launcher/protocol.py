@@ -79,7 +79,7 @@ class AgentJob:
         meeting: The fields of `Meeting`; None on a single node.
         passed: As in `Plan`.
         door: The descriptor of the bound socket where the nodes meet, on the node that opens the place.
-        facts: What the other nodes are told: `device`, `profile`, `shared_run_dir`.
+        facts: What the other nodes are told: `device`, `profile`, `profile_says`, `shared_run_dir`.
     """
 
     nproc: int
@@ -103,7 +103,7 @@ class AgentJob:
     meeting: dict[str, Any] | None = None
     passed: dict[str, str | None] = field(default_factory=dict)
     door: int | None = None
-    facts: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Channel:
