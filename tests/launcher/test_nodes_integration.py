@@ -197,6 +197,77 @@ def test_nodes_join_leave_and_are_cut_off_and_the_run_goes_on(tmp_path, three):
         assert err.count("another node comes in; all ranks start anew") == 2
 
 
+NO_REVERSE_LOOKUP = r"\[c10d\] The hostname of the client socket cannot be retrieved"
+"""torch says so of hosts that no name server knows."""
+
+
+class Recording:
+    """The terminals of several hosts: what was typed, then what each printed until the next was typed."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._seen: dict[tuple[str, int], int] = {}
+
+    def typed(self, where: str, *words: str) -> None:
+        self.text += f"{where}$ {' '.join(words)}\n"
+
+    def printed(self, where: str, live: Live) -> None:
+        launcher, ranks = live.err, live.out
+        has_ended = live.process.poll() is not None
+        for stream in (ranks, launcher) if has_ended else (launcher, ranks):
+            key = (where, stream.fileno())
+            begin = self._seen.get(key, 0)
+            data = os.pread(stream.fileno(), 1 << 20, begin)
+            whole = data[: data.rfind(b"\n") + 1]
+            self._seen[key] = begin + len(whole)
+            lines = [line for line in whole.decode().splitlines() if not re.search(NO_REVERSE_LOOKUP, line)]
+            self.text += "".join(f"{where}  {normal(line)}\n" for line in lines)
+
+
+def normal(line: str) -> str:
+    """Return a line with what differs from run to run written as a letter."""
+    for pattern, letter in (
+        (r"(?<=from step )[1-9]\d*", "N"),
+        (r"\d+\.\d s", "T s"),
+        (r"(store at \S+:)\d+", r"\1PORT"),
+    ):
+        line = re.sub(pattern, letter, line)
+    return line
+
+
+def test_a_recording_of_two_nodes_that_join_and_of_one_that_is_cut_off(tmp_path, two, golden):
+    recording = Recording()
+    threads = {"OMP_NUM_THREADS": "1"}
+    options = ("--nnodes", "1:2", "--log-ranks", "all")
+    with Run(tmp_path, COUNT, *options, "--rdzv-conf", "last_call_timeout=1", head=two[0]) as run:
+        recording.typed("h0", "distrain launch --node-rank 0", *run.options)
+        first = run.start(two[0], 0, env=threads)
+        first.wait_for_output("world 1")
+        wait_until(lambda: b"world 1" in shown(first), 10)
+        recording.printed("h0", first)
+        recording.typed("h1", "distrain launch --node-rank 1", *run.options)
+        second = run.start(two[1], 1, env=threads)
+        for live in (first, second):
+            wait_until(lambda live=live: b"world 2" in shown(live), 40)
+        recording.printed("h0", first)
+        recording.printed("h1", second)
+        recording.typed("the switch", "ip link set h1 down")
+        two[1].cut()
+        ends(second, 1, 20)
+        wait_until(lambda: shown(first).count(b"world 1") == 2, 40)
+        recording.printed("h1", second)
+        recording.printed("h0", first)
+        recording.typed("h0", "touch stop")
+        (tmp_path / "stop").touch()
+        ends(first, 0)
+        recording.printed("h0", first)
+    golden("nodes-cut.txt", recording.text)
+
+
+def shown(live: Live) -> bytes:
+    return os.pread(live.out.fileno(), 1 << 20, 0)
+
+
 @pytest.mark.parametrize("cut", ["the head", "the other"])
 def test_without_enough_nodes_left_both_sides_of_a_cut_end_and_say_so(tmp_path, two, cut):
     with Run(tmp_path, COUNT, "--nnodes", "2", "--max-restarts", "3", head=two[0]) as run:
