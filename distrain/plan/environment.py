@@ -1,7 +1,7 @@
 """The environment of the workers: what distrain and torch add to that of the shell.
 
-torch's agent itself sets the variables of `rank_variables` when the workers start; they are worked out here for the
-plan that people read, and a test compares the two.
+torch's agent itself sets the variables of `rank_variables` when the workers start, on XLA devices distrain's runner
+does; they are worked out here for the plan that people read, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+from distrain.plan.cluster import Placement
 from distrain.plan.meeting import Meeting
 from distrain.plan.plan import ENV_DEVICE, Plan
 
@@ -23,6 +24,7 @@ __all__ = [
 ]
 
 AT_START = "(chosen at the start)"
+AS_PLACED = "(as the scheduler places it)"
 
 
 def shared_variables(plan: Plan, run_dir: Path | str, run_dir_variable: str) -> dict[str, str]:
@@ -50,6 +52,7 @@ def rank_variables(plan: Plan, environ: Mapping[str, str], *, node_rank: int, lo
         node_rank: The node's number.
         local_rank: The worker's number on its node.
     """
+    environ = {**environ, **plan.profile_env}
     nnodes = 1 if plan.meeting is None else plan.meeting.max_nodes
     rank, world = node_rank * plan.nproc + local_rank, nnodes * plan.nproc
     run_id = AT_START if plan.meeting is None else plan.meeting.run_id
@@ -70,19 +73,33 @@ def rank_variables(plan: Plan, environ: Mapping[str, str], *, node_rank: int, lo
         "TORCHELASTIC_RESTART_COUNT": "0",
         "TORCHELASTIC_MAX_RESTARTS": str(plan.max_restarts),
         "TORCHELASTIC_RUN_ID": run_id,
+    }
+    if plan.device == "xla":
+        port = "0" if world == 1 else environ.get("MASTER_PORT", "29500")
+        return variables | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": AT_START}
+    variables |= {
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_ERROR_FILE": AT_START,
         "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(plan.signals),
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
     }
-    if alone and plan.device != "xla":
-        variables |= loopback_variables({**environ, **plan.profile_env})
+    if alone:
+        variables |= loopback_variables(environ)
     if plan.virtual_local_rank:
         variables |= _virtual(environ, local_rank)
     if plan.placement is not None and plan.placement.local_task is not None:
-        task, num_tasks = plan.placement.local_task
-        variables |= {"LOCAL_RANK": str(task), "LOCAL_WORLD_SIZE": str(num_tasks)}
+        variables |= _local_task(plan.placement, node_rank)
     return variables | consistent_with_scheduler(environ, variables)
+
+
+def _local_task(placement: Placement, node_rank: int) -> dict[str, str]:
+    """Return the local rank of a scheduler's task, where its variables on this host tell it."""
+    task: tuple[object, object] = (AS_PLACED, AS_PLACED)
+    if placement.local_tasks:
+        task = placement.local_tasks[node_rank]
+    elif node_rank == placement.node_rank and placement.local_task is not None:
+        task = placement.local_task
+    return {"LOCAL_RANK": str(task[0]), "LOCAL_WORLD_SIZE": str(task[1])}
 
 
 def is_alone(meeting: Meeting | None) -> bool:
