@@ -30,3 +30,11 @@ def test_accumulation_prints_its_table():
     reductions = {row[:34].strip(): float(row[34:].split()[0]) for row in rows}
     assert reductions["distrain"] == reductions["by hand, no_sync"] >= 1
     assert reductions["by hand, every micro-batch reduced"] == reductions["ignite"] == 8 * reductions["distrain"]
+
+
+def test_launch_latency_prints_the_dry_runs_ratio_beside_its_goal():
+    printed = benchmark("launch_latency.py", "--sizes", "", "--memory", "0", "--pairs", "1")
+    row = next(line for line in printed.splitlines() if line.startswith("| --dry-run beside torchrun --help"))
+    name, _, _, ratio, _ = (cell.strip() for cell in row.strip("|").split("|"))
+    assert name.endswith("(goal: ratio ≤ 0.15)")
+    assert 0 < float(ratio) < 1

@@ -103,6 +103,7 @@ def test_it_answers_away_from_the_checkout(installed: Path, tmp_path: Path) -> N
 
 
 def test_its_profiles_come_along(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.py").touch()
     finished = away(installed, tmp_path, "distrain", "launch", "--profile", "cpu-2", "--dry-run", "train.py").check()
     assert f"{installed}" in next(line for line in finished.stdout.splitlines() if line.startswith("profile "))
 

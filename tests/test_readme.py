@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,9 @@ def test_python_blocks_run(tmp_path: Path, block: str, ranks: int | None) -> Non
 
 def test_there_is_a_python_block() -> None:
     assert BLOCKS
+
+
+def test_the_recording_of_several_nodes_is_the_golden_one():
+    """`pytest -m netns` makes the golden text."""
+    recording = (REPOSITORY / "tests/golden/nodes-cut.txt").read_text()
+    assert textwrap.indent(recording, "    ") in README

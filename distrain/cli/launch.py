@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from distrain.errors import UsageError, did_you_mean
 from distrain.plan import Plan, Program, check_program, resolve
@@ -19,10 +19,17 @@ __all__ = ["main"]
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is raised as ours, in one line."""
+    """argparse, but a mistake is raised as ours, in one line, and torchrun's abbreviations stay unambiguous."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}. distrain launch --help lists the options.")
+
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        """Return the options that a word may abbreviate: torchrun's one alone, where only one of them is torchrun's."""
+        matches: list[Any] = super()._get_option_tuples(option_string)
+        torchruns = {each.name for each in OPTIONS if each.is_torchruns}
+        named = [match for match in matches if match[0].dest in torchruns]
+        return named[:1] if len({match[0].dest for match in named}) == 1 else matches
 
 
 def _parser() -> _Parser:
@@ -67,16 +74,20 @@ def main(argv: Sequence[str]) -> int:
     """
     flags, script, args = _read(argv)
     plan = resolve(_program(flags, script, args), flags, environ=os.environ)
-    if "dry_run" in flags:
-        sys.stdout.write(_shown(plan, json="json" in flags))
-        return 0
+    dry_run = "dry_run" in flags
     try:
-        check_program(plan.program, cwd=Path.cwd())
+        if not (dry_run and plan.program.kind == "command"):  # which may be on the nodes only
+            check_program(plan.program, cwd=Path.cwd())
     except SyntaxError as error:
         sys.stderr.write("".join(traceback.format_exception_only(type(error), error)))
         if not plan.program.target.endswith(".py"):
             print(f"{plan.program.target} does not read as Python. Use --no-python to run a command.", file=sys.stderr)
         return 1
+    if dry_run:
+        sys.stdout.write(_shown(plan, json="json" in flags))
+        return 0
+    for warning in plan.warnings:
+        print(f"distrain: warning: {warning}", file=sys.stderr)
 
     from distrain.launcher import supervisor
 

@@ -6,7 +6,7 @@ Nothing here needs torch or a network.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 __all__ = ["CLOCKS_APART_S", "Facts", "clock_warning", "in_order", "misfit", "spans", "warnings"]
@@ -44,6 +44,7 @@ class Facts:
         nnodes: How many nodes it waits for, as `2` or `1:3`.
         run_id: The id of the run it belongs to.
         profile: The profile it was launched with, "" without one.
+        profile_says: What that sets: option or variable to a digest of its value, for values may be secret.
         max_restarts: As in `Plan`.
         run_dir: The run directory that the ranks would share if this node came first.
         attempt: The number that its next attempt would get.
@@ -66,6 +67,7 @@ class Facts:
     profile: str
     max_restarts: int
     run_dir: str
+    profile_says: Mapping[str, str] = field(default_factory=dict)
     attempt: int = 0
     restarts: int = 0
     failed: bool = False
@@ -81,7 +83,11 @@ class Facts:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Facts:
         """Return the facts in `data`; those that another version of distrain does not tell are empty."""
-        empty: dict[str, Any] = dict.fromkeys(cls.__dataclass_fields__, "") | {"node_rank": None, "nproc": 0}
+        empty: dict[str, Any] = dict.fromkeys(cls.__dataclass_fields__, "") | {
+            "node_rank": None,
+            "nproc": 0,
+            "profile_says": {},
+        }
         return cls(**{name: data.get(name, default) for name, default in empty.items()})
 
 
@@ -98,11 +104,16 @@ def misfit(one: Facts, other: Facts) -> str | None:
 def warnings(one: Facts, other: Facts) -> list[str]:
     """Return what two nodes hardly mean to have different, a line for each."""
     pairs = {called: (getattr(one, field), getattr(other, field)) for field, called in SHOULD_AGREE.items()}
-    return [
+    lines = [
         f"{called} is {here or 'none'} on {one.name} and {there or 'none'} on {other.name}"
         for called, (here, there) in pairs.items()
         if here != there
     ]
+    differing = sorted(key for key, _ in one.profile_says.items() ^ other.profile_says.items())
+    if one.profile == other.profile and differing:
+        keys = ", ".join(dict.fromkeys(differing))
+        lines.append(f"the profile {one.profile} of {one.name} is not that of {other.name}: they differ in {keys}")
+    return lines
 
 
 def clock_warning(one: Facts, other: Facts, ahead_s: float) -> str | None:

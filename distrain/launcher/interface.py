@@ -9,9 +9,17 @@ import socket
 import struct
 from collections.abc import Mapping
 
-__all__ = ["gloo_variables", "interface_of"]
+__all__ = ["gloo_variables", "interface_of", "is_loopback"]
 
 _SIOCGIFADDR = 0x8915
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, as it is written, is everybody's own loopback interface. Other names are not looked up."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def interface_of(address: str) -> str | None:
@@ -26,10 +34,11 @@ def interface_of(address: str) -> str | None:
 
 
 def gloo_variables(environ: Mapping[str, str], address: str) -> dict[str, str]:
-    """Return what gloo has to be told on a node whose host name leads to the loopback interface.
+    """Return what gloo has to be told where the host's name leads elsewhere than to the address the others use.
 
-    It listens where the host name leads, so that on such a host (`127.0.1.1 node01` in /etc/hosts, as Debian writes it)
-    the other nodes do not reach it. Where the user names an interface, nothing is added.
+    It listens where the host name leads. On a host whose name leads to the loopback interface (`127.0.1.1 node01` in
+    /etc/hosts, as Debian writes it) the other nodes would not reach it; where all launches are on one host and meet on
+    its loopback interface, it would listen to the world. Where the user names an interface, nothing is added.
 
     Args:
         environ: The environment of the workers.
@@ -39,7 +48,7 @@ def gloo_variables(environ: Mapping[str, str], address: str) -> dict[str, str]:
         return {}
     with contextlib.suppress(OSError, ValueError):
         found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
-        if not all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in found):
+        if is_loopback(address) == all(is_loopback(str(entry[4][0])) for entry in found):
             return {}
     name = interface_of(address)
     return {} if name is None else {"GLOO_SOCKET_IFNAME": name}

@@ -106,6 +106,7 @@ class Joining:
             nnodes=str(low) if low == high else f"{low}:{high}",
             run_id=meeting.run_id,
             profile=job.facts["profile"],
+            profile_says=job.facts["profile_says"],
             max_restarts=job.max_restarts,
             run_dir=job.facts["shared_run_dir"],
             attempt=job.first_attempt,
@@ -136,6 +137,7 @@ class Joining:
             return
         self._place.membership.finished()
         self._place.watch.tell("done", token=self._place.facts.token)
+        self._place.watch.drain()
         if self._place.is_head:
             self._place.wait_for_others()
 
@@ -146,6 +148,7 @@ class Joining:
             token = self._place.facts.token
             self._place.watch.tell("failed", token=token, text=failure[0], exit_code=failure[1])
             self._place.watch.tell("leave", how="has left")
+            self._place.watch.drain()
 
     def left(self, why: int | Exception) -> None:
         """This node ends for a reason of its own: a signal, or an error."""
@@ -156,3 +159,4 @@ class Joining:
             self._place.watch.tell("head_gone", how=how)
         else:
             self._place.watch.tell("leave", how=how)
+        self._place.watch.drain()

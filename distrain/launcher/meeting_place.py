@@ -14,16 +14,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
-from torch.distributed import DistStoreError, TCPStore  # type: ignore[attr-defined]  # not in its __all__
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters, dynamic_rendezvous
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 
 from distrain.errors import LaunchError
-from distrain.launcher.facts import Facts, clock_warning
+from distrain.launcher.apart import apart
+from distrain.launcher.facts import Facts, clock_warning, warnings
 from distrain.launcher.membership import EndedElsewhereError, Membership
-from distrain.launcher.precheck import await_answer, join_timeout_s
+from distrain.launcher.precheck import PATIENCE_S, await_answer, join_timeout_s, loopback_of, node_name
 from distrain.launcher.watch import Head, Member
 from distrain.plan.meeting import Meeting
 
@@ -36,7 +37,12 @@ DEFAULTS = {"last_call_timeout": 5, "keep_alive_interval": 2, "keep_alive_max_at
 """torch's own make a new round wait for 30 s for more nodes, and for 15 s until a dead one is forgotten."""
 
 _READ_TIMEOUT_S = 60
+_MEET_S = 15.0
+"""What answers has so long to show that it is a launch of distrain."""
+
 _WATCH_KEY = "distrain/watch"
+
+T = TypeVar("T")
 
 
 class MeetingPlace:
@@ -50,25 +56,26 @@ class MeetingPlace:
 
     Raises:
         EndedElsewhereError: This node does not fit the others.
-        LaunchError: Nobody answers there.
+        LaunchError: Nobody answers there, or another program does.
     """
 
     def __init__(self, meeting: Meeting, facts: Facts, *, door: int | None, say: Callable[..., None]) -> None:
         self._meeting = meeting
+        self._say = say
         self._timeout_s = float(meeting.conf.get("node_timeout", NODE_TIMEOUT_S))
-        read_timeout = timedelta(seconds=int(meeting.conf.get("read_timeout", _READ_TIMEOUT_S)))
-        server = {} if door is None else {"is_master": True, "wait_for_workers": False, "master_listen_fd": door}
         if door is None:
             own, there = await_answer(meeting, say, lambda: None)
+            otherwise = self._not_distrain("another program, or a proxy for a host that is not up")
         else:
             _let_next_run_have_port(door)
-        self._store = TCPStore(meeting.host, meeting.port, timeout=read_timeout, **server)  # type: ignore[arg-type]
+            otherwise = f"it has opened the place where all meet, and does not reach it itself at {meeting.endpoint}"
+        self._store = self._apart(lambda: self._open_store(door), otherwise=otherwise)
         if door is not None:
             own, there = await_answer(meeting, say, lambda: None)
         self.facts = replace(facts, address=meeting.local_addr or own, head_address=there)
         self.membership = Membership(self.facts, meeting.min_nodes, say)
         self.head_ahead_s = 0.0
-        self.watch: Head | Member = self._open_watch() if door is not None else self._join_watch(say)
+        self.watch = self._open_watch() if door is not None else self._join_watch()
         _set_clock(lambda: self.head_ahead_s)
 
     @property
@@ -119,10 +126,56 @@ class MeetingPlace:
             time.sleep(0.05)
         self.membership.check()
 
-    def _open_watch(self) -> Head:
-        watch = Head(on_word=self.membership.take, timeout_s=self._timeout_s, admit=self._admit)
-        self._store.set(_WATCH_KEY, json.dumps({"port": watch.port, "head": self.facts.as_json()}))
-        return watch
+    def _open_store(self, door: int | None) -> TCPStore:
+        meeting = self._meeting
+        server = {} if door is None else {"is_master": True, "wait_for_workers": False, "master_listen_fd": door}
+        patience = timedelta(seconds=self._meet_s)
+        store = TCPStore(meeting.host, meeting.port, timeout=patience, **server)  # type: ignore[arg-type]
+        store.set_timeout(timedelta(seconds=int(meeting.conf.get("read_timeout", _READ_TIMEOUT_S))))
+        return store
+
+    @property
+    def _meet_s(self) -> float:
+        return min(_MEET_S, join_timeout_s(self._meeting))
+
+    def _apart(self, call: Callable[[], T], *, otherwise: str) -> T:
+        """Make a call that whatever answers at the meeting place may leave waiting: it can be any program.
+
+        Raises:
+            LaunchError: It does not answer as a launch of distrain; the text is `otherwise`.
+        """
+        node, endpoint = node_name(self._meeting.node_rank), self._meeting.endpoint
+
+        def wait() -> None:
+            self._say(f"{node}: no launch of distrain answers at {endpoint} yet; waiting up to {self._meet_s:g} s")
+
+        def give_up() -> NoReturn:
+            raise LaunchError(f"{node}: {otherwise}")
+
+        try:
+            return apart(call, after=[(PATIENCE_S, wait), (self._meet_s, give_up)])
+        except RuntimeError:  # torch's, on a broken conversation
+            give_up()
+
+    def _not_distrain(self, perhaps: str) -> str:
+        return (
+            f"what answers at {self._meeting.endpoint} is no launch of distrain. Is it {perhaps}? Give the address of "
+            "the node where all meet, and a port that is free there."
+        )
+
+    def _open_watch(self) -> Head | Member:
+        """Open the watch, unless another node was here first and has opened its own: then this one asks to join it."""
+        watch = Head(
+            on_word=self.membership.take,
+            timeout_s=self._timeout_s,
+            admit=self._admit,
+            address=loopback_of(self._meeting),
+        )
+        told = json.dumps({"port": watch.port, "head": self.facts.as_json()})
+        if self._store.compare_set(_WATCH_KEY, "", told).decode() == told:
+            return watch
+        watch.close()
+        return self._join_watch()
 
     def _admit(self, message: Mapping[str, Any]) -> str | None:
         refusal = self.membership.admit(message, time.time())
@@ -131,15 +184,9 @@ class MeetingPlace:
             self.watch.tell("refused", text=refusal)
         return refusal
 
-    def _join_watch(self, say: Callable[[str], None]) -> Member:
+    def _join_watch(self) -> Member:
         endpoint = self._meeting.endpoint
-        try:
-            self._store.wait([_WATCH_KEY], timedelta(seconds=30))
-            told = json.loads(self._store.get(_WATCH_KEY))
-        except (DistStoreError, RuntimeError) as error:
-            raise LaunchError(
-                f"what answers at {endpoint} is no launch of distrain (another program, or torchrun): {error}"
-            ) from None
+        told = self._apart(self._ask_for_watch, otherwise=self._not_distrain("torchrun"))
         head = Facts.from_json(told["head"])
         self.membership.head_name = head.name
         try:
@@ -159,10 +206,15 @@ class MeetingPlace:
         if watch.refusal is not None:
             raise EndedElsewhereError(watch.refusal)
         self.head_ahead_s = watch.head_ahead_s
-        warning = clock_warning(self.facts, head, watch.head_ahead_s)
-        if warning is not None:
-            say(f"warning: {warning}")
+        clock = clock_warning(self.facts, head, watch.head_ahead_s)
+        for line in (*warnings(self.facts, head), *([clock] if clock else [])):
+            self._say(f"warning: {line}")
         return watch
+
+    def _ask_for_watch(self) -> dict[str, Any]:
+        self._store.wait([_WATCH_KEY], timedelta(seconds=self._meet_s))
+        told: dict[str, Any] = json.loads(self._store.get(_WATCH_KEY))
+        return told
 
 
 def _let_next_run_have_port(door: int) -> None:

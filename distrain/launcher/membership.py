@@ -44,11 +44,13 @@ class Membership:
         self._say = say
         self._lock = threading.Lock()
         self._members: dict[str, Facts] = {}
+        self._admitted: dict[str, Facts] = {}
         self._gone: set[str] = set()
         self._done: set[str] = set()
         self._failing: dict[str, float] = {}
         self._ending: EndedElsewhereError | None = None
         self._changed = False
+        self._newcomer_is_said = False
         self._finished = False
         self.head_name = "the node where all meet"
         self.round = -1
@@ -85,6 +87,7 @@ class Membership:
             self._members = {each.token: each for each in members}
             self._failing.clear()
             self._changed = False
+            self._newcomer_is_said = False
             missing = [token for token in self._members if token in self._gone]
         for token in missing:
             self._lost(token, "has gone")
@@ -104,6 +107,13 @@ class Membership:
         """Whether enough nodes are left that have not finished: a node whose ranks ended well does not come again."""
         with self._lock:
             return len(self._members.keys() - self._gone - self._done) >= self._min_nodes
+
+    def newcomer(self) -> None:
+        """Say once a round, whoever notices it first, that the next one begins because another node comes."""
+        with self._lock:
+            is_said, self._newcomer_is_said = self._newcomer_is_said, True
+        if not is_said:
+            self._say("another node comes in; all ranks start anew", elsewhere=True)
 
     def finished(self) -> None:
         """Note that this node's ranks have ended well: what becomes of the head is no longer its business."""
@@ -132,6 +142,8 @@ class Membership:
                 self._done.add(message["token"])
         elif op == "refused":
             self._end(message["text"])
+        elif op == "broken":
+            self._end(f"the watch over the other nodes failed ({message['error']}), so the run ends on this one")
 
     def admit(self, message: Mapping[str, Any], now_s: float) -> str | None:
         """Return why a node that comes does not fit this one, and end the run when it has not begun yet.
@@ -149,6 +161,12 @@ class Membership:
             else:
                 self._end(text)
             return text
+        twin = self._twin_of(other)
+        if twin is not None:
+            text = f"node rank {other.node_rank} is that of {twin.name} already; give each node one of its own"
+            self._say(f"{other.name} was turned away: {text}")
+            return text
+        self._admitted[other.token] = other
         for line in (
             *warnings(self._mine, other),
             clock_warning(self._mine, other, float(message.get("time", now_s)) - now_s),
@@ -157,8 +175,18 @@ class Membership:
                 self._say(f"warning: {line}")
         return None
 
+    def _twin_of(self, other: Facts) -> Facts | None:
+        """Return the node that has the node rank of one that comes; those that were lost or are done have none."""
+        present = [node for token, node in self._admitted.items() if token not in self._gone | self._done]
+        taken = (node for node in (self._mine, *present) if node.node_rank == other.node_rank)
+        return None if other.node_rank is None else next(taken, None)
+
     def _lost(self, token: str, how: str) -> None:
-        if token not in self._members or self._finished:
+        if self._finished:
+            return
+        if token not in self._members:
+            if token in self._admitted:
+                self._say(f"{self._name(token)} {how}; it had no ranks yet")
             return
         left = len([each for each in self._members if each not in self._gone])
         what = f"{self._name(token)} {how}"
@@ -173,7 +201,9 @@ class Membership:
     def _restart(self, message: Mapping[str, Any]) -> None:
         with self._lock:
             self._changed = True
-        if message.get("text"):
+        if message.get("newcomer"):
+            self.newcomer()
+        elif message.get("text"):
             self._say(f"{self._name(message['token'])}: {message['text']}; all ranks start anew", elsewhere=True)
 
     def _end(self, text: str, exit_code: int = 1) -> None:
@@ -183,5 +213,5 @@ class Membership:
         self.ended.set()
 
     def _name(self, token: str) -> str:
-        node = self._members.get(token)
+        node = self._members.get(token) or self._admitted.get(token)
         return "another node" if node is None else node.name

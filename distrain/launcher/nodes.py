@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -27,6 +26,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError, Rendezvous
 
 from distrain.errors import LaunchError
 from distrain.launcher.agent_store import AgentStore
+from distrain.launcher.apart import apart
 from distrain.launcher.facts import Facts, in_order, spans
 from distrain.launcher.interface import gloo_variables
 from distrain.launcher.meeting_place import MeetingPlace, unshared_store
@@ -38,7 +38,6 @@ __all__ = ["BACKEND", "NodesRendezvous", "RestartsSpentError"]
 
 BACKEND = "distrain-c10d"
 
-_LOOK_S = 0.1
 _ASK_S = 0.5
 _PATIENCE_S = 8.0
 _EXCHANGE = timedelta(seconds=30)
@@ -129,7 +128,9 @@ class NodesRendezvous(RendezvousHandler):
             return 1
         if self._num_waiting > 0 and not self._asked:
             self._asked = True
-            self._say("another node comes in; all ranks start anew", elsewhere=True)
+            self._membership.newcomer()
+            # at once: when this node's ranks are ended for it, those of the others fail, and must know why
+            self._place.watch.tell("restart", token=self._facts.token, round=self._membership.round, newcomer=True)
         return self._num_waiting
 
     def failing(self, text: str, exit_code: int, age_s: float, end_and_listen: Callable[[], None]) -> bool:
@@ -170,27 +171,8 @@ class NodesRendezvous(RendezvousHandler):
 
     def _apart(self, call: Callable[[], T], when_long: Callable[[], None] | None = None) -> T:
         """Make a call of torch's in another thread; raise when the run is to end meanwhile."""
-        long_s = time.monotonic() + _PATIENCE_S
-        outcome: list[tuple[T | None, BaseException | None]] = []
-
-        def make() -> None:
-            try:
-                outcome.append((call(), None))
-            except BaseException as error:  # noqa: BLE001 - raised again by the caller
-                outcome.append((None, error))
-
-        thread = threading.Thread(target=make, name="distrain-rendezvous", daemon=True)
-        thread.start()
-        while not outcome:
-            self._membership.check()
-            thread.join(_LOOK_S)
-            if when_long is not None and time.monotonic() > long_s and not outcome:
-                when_long()
-                when_long = None
-        result, error = outcome[0]
-        if error is not None:
-            raise error
-        return result  # type: ignore[return-value]  # it is there when there is no error
+        after = [] if when_long is None else [(_PATIENCE_S, when_long)]
+        return apart(call, check=self._membership.check, after=after)
 
     def _ask_who_waits(self) -> None:
         """Keep the number of waiting nodes at hand, for `num_nodes_waiting` may not wait for a store."""

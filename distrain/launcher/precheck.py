@@ -16,21 +16,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distrain.errors import LaunchError, UsageError
+from distrain.launcher.interface import is_loopback
 from distrain.plan.meeting import Meeting
 
 __all__ = [
     "JOIN_TIMEOUT_S",
+    "PATIENCE_S",
     "Door",
     "await_answer",
     "is_host",
     "is_own_address",
     "join_timeout_s",
+    "loopback_of",
+    "node_name",
     "open_door",
     "resolve",
 ]
 
 JOIN_TIMEOUT_S = 300.0
-_PATIENCE_S = 5.0
+PATIENCE_S = 5.0
+"""After so long a user is told what is waited for."""
+
 _RETRY_S = 0.25
 _CONNECT_S = 5.0
 _LISTENING = "0A"
@@ -45,6 +51,21 @@ def join_timeout_s(meeting: Meeting) -> float:
         return float(text)
     except ValueError:
         raise UsageError(f"--rdzv-conf: join_timeout is {text!r}; give a number of seconds.") from None
+
+
+def node_name(node_rank: int | None) -> str:
+    """Return how a message calls the node that says it."""
+    return "this node" if node_rank is None else f"node {node_rank}"
+
+
+def loopback_of(meeting: Meeting) -> str:
+    """Return the loopback address where the nodes meet; "" where they meet elsewhere.
+
+    A name that leads to the loopback interface on this host (`127.0.1.1 node01` in /etc/hosts) is not such a place: it
+    leads the others here.
+    """
+    host = meeting.host
+    return ("127.0.0.1" if host == "localhost" else host) if is_loopback(host) else ""
 
 
 def resolve(host: str, port: int) -> list[str]:
@@ -96,10 +117,14 @@ class Door:
     sign: socket.socket | None
 
 
-def open_door(meeting: Meeting) -> Door | None:
+def open_door(meeting: Meeting, warn: Callable[[str], None]) -> Door | None:
     """Check the meeting place and, on the node that opens it, take its port.
 
     Where several launches on one host have no node rank, the first one opens the place and the others find it open.
+
+    Args:
+        meeting: Where and how the nodes meet.
+        warn: Told what is hardly meant.
 
     Returns:
         The held port for c10d; None on other nodes and for other backends.
@@ -107,27 +132,51 @@ def open_door(meeting: Meeting) -> Door | None:
     Raises:
         UsageError: The host name does not resolve, or the port is taken.
     """
-    if meeting.conf.get("store_type", "tcp") != "tcp" or (meeting.backend == "c10d" and meeting.max_nodes == 1):
+    alone = meeting.max_nodes == 1
+    if meeting.conf.get("store_type", "tcp") != "tcp" or (alone and meeting.port == 0):
         return None
     addresses = resolve(meeting.host, meeting.port)
-    if meeting.backend not in _SHARED or not is_host(meeting, addresses):
+    if meeting.backend not in _SHARED:
         return None
+    if meeting.min_nodes < meeting.max_nodes and is_loopback(meeting.host):
+        warn(f"the nodes meet at {meeting.endpoint}, so only launches on this host can join")
+    if not alone and not is_host(meeting, addresses):
+        return None
+    if not any(map(is_own_address, addresses)):
+        warn(_not_here(meeting))
+        if alone:
+            return None
     sign = _put_up_sign(meeting.port)
-    tcp = None if sign is None else _bound_socket(meeting.port)
+    tcp = None if sign is None else _bound_socket(loopback_of(meeting), meeting.port)
     if tcp is None:
         if sign is not None:
             sign.close()
-        elif meeting.node_rank is None and meeting.backend == "c10d":
+        elif meeting.node_rank is None and meeting.backend == "c10d" and not alone:
             return None
         owner = _owner(meeting.port) if sign is not None else " by another launch of distrain"
         raise UsageError(
             f"port {meeting.port} on {socket.gethostname()}, where the nodes are to meet, is taken{owner}. Give "
             f"another: --rdzv-endpoint {meeting.host}:PORT, the same on every node."
         )
-    if meeting.backend == "static":
+    if meeting.backend == "static" or alone:
         tcp.close()
+        if sign is not None:
+            sign.close()
         return None
     return Door(tcp=tcp, sign=sign)
+
+
+def _not_here(meeting: Meeting) -> str:
+    host = socket.gethostname()
+    if meeting.max_nodes == 1:
+        return (
+            f"{meeting.host} is no address of this host ({host}), where all ranks are; they meet at 127.0.0.1 instead"
+        )
+    opens = "is_host is set" if "is_host" in meeting.conf else f"--node-rank is {meeting.node_rank or 0}"
+    return (
+        f"this node opens the place where all meet, because {opens} here, and {meeting.host} is no address of this "
+        f"host ({host}). Unless it is forwarded here, give --node-rank 0 to the node that has it"
+    )
 
 
 def _put_up_sign(port: int) -> socket.socket | None:
@@ -142,20 +191,20 @@ def _put_up_sign(port: int) -> socket.socket | None:
     return sign
 
 
-def _bound_socket(port: int) -> socket.socket | None:
-    """Return a socket that holds the port on every interface, None when it is taken.
+def _bound_socket(address: str, port: int) -> socket.socket | None:
+    """Return a socket that holds the port at an address, "" for every interface; None when it is taken.
 
     At first the kernel is asked for the port alone. Connections of an earlier run that have just been closed stand in
     the way of that; then it is asked again in the way that overlooks them.
     """
-    dual = socket.has_dualstack_ipv6()
+    dual = not address and socket.has_dualstack_ipv6()
     for overlook in (0, 1):
-        tcp = socket.socket(socket.AF_INET6 if dual else socket.AF_INET)
+        tcp = socket.socket(socket.AF_INET6 if dual or ":" in address else socket.AF_INET)
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, overlook)
         if dual:
             tcp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         try:
-            tcp.bind(("", port))
+            tcp.bind((address, port))
         except OSError as error:
             tcp.close()
             if error.errno != errno.EADDRINUSE:
@@ -204,7 +253,7 @@ def await_answer(meeting: Meeting, say: Callable[[str], None], check: Callable[[
     timeout_s = join_timeout_s(meeting)
     began_s = time.monotonic()
     said = False
-    node = "this node" if meeting.node_rank is None else f"node {meeting.node_rank}"
+    node = node_name(meeting.node_rank)
     while True:
         try:
             with socket.create_connection((meeting.host, meeting.port), _CONNECT_S) as answered:
@@ -221,7 +270,7 @@ def await_answer(meeting: Meeting, say: Callable[[str], None], check: Callable[[
                 f"{node}: nothing has answered at {meeting.endpoint} for {timeout_s:g} s ({reason}). Is distrain "
                 "launch running on the node with that address, and does its firewall let this one in?"
             )
-        if waited_s > _PATIENCE_S and not said:
+        if waited_s > PATIENCE_S and not said:
             said = True
             say(f"{node}: nothing answers at {meeting.endpoint} yet ({reason}); waiting up to {timeout_s:g} s")
         time.sleep(_RETRY_S)

@@ -82,7 +82,7 @@ class AgentJob:
         passed: As in `Plan`.
         board: Where the workers' heartbeats go; "" without a board.
         door: The descriptor of the bound socket where the nodes meet, on the node that opens the place.
-        facts: What the other nodes are told: `device`, `profile`, `shared_run_dir`.
+        facts: What the other nodes are told: `device`, `profile`, `profile_says`, `shared_run_dir`.
     """
 
     nproc: int
@@ -107,7 +107,7 @@ class AgentJob:
     passed: dict[str, str | None] = field(default_factory=dict)
     board: str = ""
     door: int | None = None
-    facts: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Channel:

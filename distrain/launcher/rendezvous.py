@@ -17,7 +17,9 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo, rendezvous_handler_registry
 
+from distrain.launcher.precheck import is_own_address, resolve
 from distrain.launcher.protocol import AgentJob
+from distrain.plan.environment import is_alone, loopback_variables
 from distrain.plan.meeting import Meeting
 
 __all__ = ["BACKEND", "SingleNodeRendezvous", "create", "settings"]
@@ -59,7 +61,8 @@ class SingleNodeRendezvous(RendezvousHandler):
         return RendezvousInfo(PrefixStore("agent", agent_store), 0, 1, RendezvousStoreInfo(self._host, port))
 
     def _open(self, host: str, port: int) -> tuple[TCPStore, int]:
-        listener = socket.create_server((host, port), backlog=1024)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=1024)
         port = listener.getsockname()[1]
         store = TCPStore(
             host,
@@ -100,20 +103,23 @@ def create(parameters: RendezvousParameters) -> RendezvousHandler:
 def settings(job: AgentJob) -> dict[str, Any]:
     """Return the fields of torch's `LaunchConfig` that say how the nodes meet.
 
-    One node meets nobody, also where the user named a place; with torch's static rendezvous its workers get the port
-    that was named. Other backends for several nodes are torch's alone.
+    One node meets nobody; its workers meet where the user said, else anywhere on the loopback interface. Other backends
+    for several nodes are torch's alone.
     """
     meeting = None if job.meeting is None else Meeting(**job.meeting)
-    if meeting is None or (meeting.max_nodes == 1 and meeting.backend in ("c10d", "static")):
-        named = meeting is not None and meeting.backend == "static"
+    if is_alone(meeting):
         rendezvous_handler_registry.register(BACKEND, create)
+        os.environ.update(loopback_variables(os.environ))
+        here = meeting is not None and any(map(is_own_address, resolve(meeting.host, meeting.port)))
+        port = 0 if meeting is None else meeting.port
         return {
             "min_nodes": 1,
             "max_nodes": 1,
             "run_id": job.run_id if meeting is None else meeting.run_id,
             "rdzv_backend": BACKEND,
-            "rdzv_endpoint": meeting.endpoint if meeting is not None and named else f"{_HOST}:0",
+            "rdzv_endpoint": meeting.endpoint if meeting is not None and here else f"{_HOST}:{port}",
         }
+    assert meeting is not None
     static = meeting.backend == "static"
     if not static:  # torch's own store of the workers would keep the keys of the attempt before
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")

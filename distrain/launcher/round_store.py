@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import socket
 from collections.abc import Sequence
 from datetime import timedelta
@@ -11,6 +10,7 @@ from datetime import timedelta
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
 from distrain.launcher.facts import Facts
+from distrain.launcher.interface import is_loopback
 
 __all__ = ["open_store", "reachable_address"]
 
@@ -23,9 +23,9 @@ def reachable_address(mine: Facts, nodes: Sequence[Facts]) -> str:
     On the node where all meet, the endpoint's name often leads to the loopback interface (`127.0.1.1 node01` in
     /etc/hosts); the others then tell where they came to.
     """
-    if not _is_loopback(mine.address):
+    if not is_loopback(mine.address):
         return mine.address
-    seen = [node.head_address for node in nodes if node.token != mine.token and not _is_loopback(node.head_address)]
+    seen = [node.head_address for node in nodes if node.token != mine.token and not is_loopback(node.head_address)]
     return seen[0] if seen else mine.address
 
 
@@ -59,10 +59,3 @@ def _listener(address: str) -> socket.socket:
     with contextlib.suppress(OSError):
         return socket.create_server((address, 0), family=family, backlog=1024)
     return socket.create_server(("", 0), backlog=1024)
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"

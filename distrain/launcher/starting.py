@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import subprocess
@@ -110,9 +111,17 @@ def agent_job(  # noqa: PLR0917  # called in one place
         facts={
             "device": plan.device,
             "profile": str(plan.settings["profile"].value) if "profile" in plan.settings else "",
+            "profile_says": _profile_says(plan),
             "shared_run_dir": str(shared_run_dir),
         },
     )
+
+
+def _profile_says(plan: Plan) -> dict[str, str]:
+    """Return what the plan has from its profile: option or variable to a digest of its value."""
+    options = {name: str(each.value) for name, each in plan.settings.items() if each.origin == "profile"}
+    variables = {f"env.{name}": value for name, value in plan.profile_env.items()}
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in (options | variables).items()}
 
 
 def _server_environ(env: Mapping[str, str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import selectors
 import signal
@@ -48,6 +49,9 @@ _SHOW_EVERY_S = 0.05
 _LOOK_EVERY_S = 0.5
 _LAUNCHER_LOG_LINES = 15
 
+_AGENT_ENDS_S = 10.0
+"""How long the agent may take to end after a signal, beside what the ranks may take."""
+
 
 def run(plan: Plan, *, environ: Mapping[str, str]) -> int:
     """Carry out a plan in this process, which is the supervisor from then on.
@@ -69,10 +73,11 @@ def run(plan: Plan, *, environ: Mapping[str, str]) -> int:
             f"device xla: torch_xla is not installed for {sys.executable}; pip install 'distrain[xla]' brings it with "
             "the torch that fits it."
         )
-    door = None if plan.meeting is None else precheck.open_door(plan.meeting)
+    warnings: list[str] = []
+    door = None if plan.meeting is None else precheck.open_door(plan.meeting, warnings.append)
     record, shared = open_run_dir(plan, is_head=door is not None)
     try:
-        return _Supervisor(plan, record, environ, door=door, shared_run_dir=shared).run()
+        return _Supervisor(plan, record, environ, door=door, shared_run_dir=shared, warnings=warnings).run()
     finally:
         record.close()
 
@@ -88,8 +93,10 @@ class _Supervisor:
         *,
         door: precheck.Door | None,
         shared_run_dir: Path,
+        warnings: list[str],
     ) -> None:
         self._plan = plan
+        self._warnings = warnings
         self._door = door
         self._shared_run_dir = shared_run_dir
         self._record = record
@@ -103,6 +110,7 @@ class _Supervisor:
         self._host = socket.gethostname()
         self._outcome = Outcome(record.rundir, self._vigil)
         self._report: Report | None = None
+        self._ends_at_sigquit = "SIGQUIT" in plan.signals and plan.settings["signals_to_handle"].origin != "default"
         self._hung_attempt = -1
         self._blow: Blow | None = None
         self._not_retried: str | None = None
@@ -110,6 +118,7 @@ class _Supervisor:
         self._agent_report: dict[str, Any] = {}
         self._pending_signals: deque[int] = deque()
         self._stopped_by: int | None = None
+        self._end_by_s = math.inf
         self._broken: list[str] = []
         self._began_elsewhere = False
         self._over = False
@@ -152,6 +161,8 @@ class _Supervisor:
         ranks = f"{plan.nproc} rank{'s' * (plan.nproc != 1)} on {plan.device}"
         threads = f"OMP_NUM_THREADS={plan.omp_num_threads} ({plan.settings['omp_num_threads'].detail})"
         self._say(f"{_node(plan)}{ranks} · {threads} · run directory {_shown(self._rundir.root)}")
+        for text in self._warnings:
+            self._say(f"warning: {text}")
 
     def _start(self) -> None:
         """Start the fork server and hand it the agent's job, which waits there until torch is imported."""
@@ -175,12 +186,15 @@ class _Supervisor:
         with selectors.DefaultSelector() as selector:
             for fd in (wake_fd, self._control.fileno(), *(self._terminal.fds() if self._terminal else ())):
                 selector.register(fd, selectors.EVENT_READ)
-            tick_s = _LOOK_EVERY_S if self._terminal else _SHOW_EVERY_S
             while not self._over:
-                ready = {key.fd for key, _ in selector.select(tick_s)}
+                hurried = self._terminal is None or self._end_by_s < math.inf
+                ready = {key.fd for key, _ in selector.select(_SHOW_EVERY_S if hurried else _LOOK_EVERY_S)}
                 if wake_fd in ready:
                     os.read(wake_fd, 4096)
                 self._obey_signals()
+                if time.monotonic() > self._end_by_s and not self._over:
+                    self._say("the agent does not end by itself; ending it and all ranks now")
+                    self._over = True
                 if self._terminal:
                     self._terminal.drain()
                 self._console.show()
@@ -326,14 +340,17 @@ class _Supervisor:
             self._terminal.resize()
 
     def _obey_signals(self) -> None:
-        """Pass the first signal on to the workers, by way of the agent; at the next one, end everything."""
+        """Pass the first signal on to the workers, by way of the agent; at the next one, end everything.
+
+        Schedulers send SIGTERM once, and an agent can be stuck, so its time to end is limited here as well.
+        """
         while self._pending_signals:
             number = self._pending_signals.popleft()
             name = signal.Signals(number).name
             self._record.event("signal", {"signal": name})
             if number in (signal.SIGINT, signal.SIGQUIT) and sys.stderr.isatty():
                 self._console.break_line()  # the terminal has just echoed ^C
-            if number == signal.SIGQUIT and name not in self._plan.signals:
+            if number == signal.SIGQUIT and not self._ends_at_sigquit:
                 self._ask_where_they_stand()
                 continue
             if self._stopped_by is not None or self._agent_pid == 0:
@@ -343,6 +360,8 @@ class _Supervisor:
                 self._say(f"{name}: passed on to the ranks, which have {grace} to end; once more to end them now")
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self._agent_pid, number)
+                ranks_s = self._plan.grace_s if self._outcome.attempt >= 0 else 0
+                self._end_by_s = time.monotonic() + ranks_s + _AGENT_ENDS_S
             self._stopped_by = self._stopped_by or number
 
     # The end.

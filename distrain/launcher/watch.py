@@ -20,6 +20,7 @@ import selectors
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,8 @@ __all__ = ["Head", "Member"]
 
 OnWord = Callable[[str, Mapping[str, Any]], None]
 Admit = Callable[[Mapping[str, Any]], str | None]
+
+_DRAIN_S = 1.0
 
 
 @dataclass(kw_only=True)
@@ -55,23 +58,51 @@ class _Watch:
         self._thread = threading.Thread(target=self._run, name="distrain-watch", daemon=True)
 
     def _run(self) -> None:
+        try:
+            self._watch()
+        except Exception as error:  # noqa: BLE001 - nobody else would hear of it, and a watch that sleeps is none
+            traceback.print_exc()
+            self._closing = True
+            self.on_word("broken", {"error": f"{type(error).__name__}: {error}"})
+
+    def _watch(self) -> None:
         beaten_s = looked_s = time.monotonic()
         while not self._closing:
             ready = self._selector.select(self._beat_s / 4)
             now = time.monotonic()
             if now - looked_s > self.timeout_s / 2:
-                self._forgive(now)  # it was this process that was away: stopped, or starved
+                for peer in self._connected():  # it was this process that was away: stopped, or starved
+                    peer.heard_s = now
             looked_s = now
             with self._lock:
-                for key, _ in ready:
-                    if key.data is not None:
+                for key, events in ready:
+                    if events & selectors.EVENT_WRITE:
+                        self._flush(key.data)
+                    if events & selectors.EVENT_READ and key.data is not None:
                         self._take(key.data)
                 if now - beaten_s >= self._beat_s:
                     beaten_s = now
                     self._beat()
                 self._look(now)
 
-    def _forgive(self, now: float) -> None:
+    def _send(self, peer: Peer, op: str, **fields: Any) -> None:
+        """Send a message; what cannot go out now goes when there is room."""
+        peer.send(op, **fields)
+        if peer.unsent:
+            self._selector.modify(peer.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, peer)
+
+    def _flush(self, peer: Peer) -> None:
+        peer.flush()
+        if not peer.unsent:
+            self._selector.modify(peer.sock, selectors.EVENT_READ, peer)
+
+    def drain(self) -> None:
+        """Wait a moment until everything said has gone out: a last word before the process ends."""
+        end_s = time.monotonic() + _DRAIN_S
+        while any(peer.unsent for peer in self._connected()) and time.monotonic() < end_s and not self._closing:
+            time.sleep(_DRAIN_S / 50)
+
+    def _connected(self) -> list[Peer]:
         raise NotImplementedError
 
     def _take(self, peer: Peer | socket.socket) -> None:
@@ -121,13 +152,14 @@ class Head(_Watch):
         on_word: Called with what members say and with `gone` (`token`, `how`) for those that are lost or have left.
         timeout_s: As above.
         admit: Asked about the facts of everyone who comes; the text is why they cannot come in.
+        address: Where it listens; "" is everywhere, for which interface the others come through, only they know.
     """
 
-    def __init__(self, *, on_word: OnWord, timeout_s: float, admit: Admit) -> None:
+    def __init__(self, *, on_word: OnWord, timeout_s: float, admit: Admit, address: str = "") -> None:
         super().__init__(on_word=on_word, timeout_s=timeout_s)
         self._admit = admit
         self._peers: list[Peer] = []
-        self._listener = _listener()
+        self._listener = _listener(address)
         self._listener.setblocking(False)  # noqa: FBT003 - the standard library's
         self.port: int = self._listener.getsockname()[1]
         self._selector.register(self._listener, selectors.EVENT_READ, self._listener)
@@ -137,7 +169,7 @@ class Head(_Watch):
         """Say something to every member."""
         with self._lock:
             for peer in self._peers:
-                peer.send(op, **fields)
+                self._send(peer, op, **fields)
 
     def num_here(self) -> int:
         """Return how many members are connected and have not said farewell."""
@@ -172,14 +204,14 @@ class Head(_Watch):
         refusal = self._admit(message)
         if refusal is None:
             peer.token = message["facts"]["token"]
-            peer.send("welcome", time=time.time())
+            self._send(peer, "welcome", time=time.time())
         else:
-            peer.send("refused", text=refusal)
+            self._send(peer, "refused", text=refusal)
 
     def _spread(self, source: Peer, op: str, message: Mapping[str, Any]) -> None:
         for peer in self._peers:
             if peer is not source and peer.token:
-                peer.send(op, **message)
+                self._send(peer, op, **message)
         self.on_word(op, message)
 
     def _gone(self, peer: Peer, how: str) -> None:
@@ -195,9 +227,8 @@ class Head(_Watch):
             self._drop(peer)
             self._gone(peer, self._silence())
 
-    def _forgive(self, now: float) -> None:
-        for peer in self._peers:
-            peer.heard_s = now
+    def _connected(self) -> list[Peer]:
+        return list(self._peers)
 
 
 class Member(_Watch):
@@ -241,7 +272,7 @@ class Member(_Watch):
     def tell(self, op: str, **fields: Any) -> None:
         """Say something to the head, which passes it on to every other member."""
         with self._lock:
-            self._head.send(op, **fields)
+            self._send(self._head, op, **fields)
 
     def close(self) -> None:
         """Stop."""
@@ -259,18 +290,18 @@ class Member(_Watch):
         self.on_word("head_gone", {"how": how})
 
     def _beat(self) -> None:
-        self._head.send("beat")
+        self._send(self._head, "beat")
 
     def _look(self, now: float) -> None:
         if not self._closing and now - self._head.heard_s > self.timeout_s:
             self._gone(self._head, self._silence())
 
-    def _forgive(self, now: float) -> None:
-        self._head.heard_s = now
+    def _connected(self) -> list[Peer]:
+        return [self._head]
 
 
-def _listener() -> socket.socket:
-    """Return a listening socket on every interface: which one the others come through, only they know."""
-    if socket.has_dualstack_ipv6():
+def _listener(address: str) -> socket.socket:
+    if not address and socket.has_dualstack_ipv6():
         return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("", 0))
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return socket.create_server((address, 0), family=family)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 import time
@@ -23,11 +22,22 @@ class Peer:
     token: str = ""
     left: bool = False
     pending: bytes = b""
+    unsent: bytes = b""
 
     def send(self, op: str, **fields: Any) -> None:
-        """Send a message if it can go out now; when it cannot, the silence will tell."""
-        with contextlib.suppress(OSError):
-            self.sock.send(json.dumps({"op": op, **fields}).encode() + b"\n")
+        """Send a message; what cannot go out now is kept for `flush`."""
+        self.unsent += json.dumps({"op": op, **fields}).encode() + b"\n"
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what is left, as much as can go out now; on a connection that is closed nothing is left."""
+        try:
+            while self.unsent:
+                self.unsent = self.unsent[self.sock.send(self.unsent) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.unsent = b""
 
     def receive(self) -> list[dict[str, Any]] | None:
         """Return what has arrived; None when the connection is closed."""

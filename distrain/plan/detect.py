@@ -6,7 +6,14 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["available_cpus", "visible_chips", "visible_cpus", "visible_gpus"]
+__all__ = ["available_cpus", "tpu", "visible_chips", "visible_cpus", "visible_gpus"]
+
+TPU_VARIABLES = ("TPU_WORKER_ID", "TPU_ACCELERATOR_TYPE", "TPU_CHIPS_PER_HOST_BOUNDS")
+"""Variables that only the TPU's runtime sets."""
+
+GOOGLE = "0x1ae0"
+TPU_CHIPS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f")
+"""The PCI ids of TPU v2 to v6e, as torch_xla has them; Google's network card has its vendor id too."""
 
 
 def visible_cpus() -> int:
@@ -89,3 +96,31 @@ def visible_chips(environ: Mapping[str, str], root: Path = Path("/")) -> tuple[i
     chips = [path for path in (root / "dev").glob("accel[0-9]*") if path.name[5:].isdigit()]
     chips = chips or [path for path in (root / "dev/vfio").glob("[0-9]*") if path.name.isdigit()]
     return max(1, len(chips)), f"{len(chips)} TPU chip{'s' * (len(chips) != 1)}"
+
+
+def tpu(environ: Mapping[str, str], root: Path = Path("/")) -> str:
+    """Return what shows that this is a TPU host, "" when it is none.
+
+    Other devices have nodes in /dev/vfio too, so there a chip counts where the PCI bus knows it as Google's.
+
+    Args:
+        environ: The environment the workers will get.
+        root: Where `dev` and `sys` are looked for.
+    """
+    if environ.get("PJRT_DEVICE", "").upper() == "TPU":
+        return "PJRT_DEVICE=TPU"
+    if "PJRT_DEVICE" in environ:
+        return ""
+    variable = next((name for name in TPU_VARIABLES if environ.get(name)), "")
+    if variable:
+        return variable
+    is_there = any((root / "dev").glob("accel[0-9]*")) or any(map(_is_tpu, (root / "sys/bus/pci/devices").glob("*")))
+    return visible_chips({}, root)[1] if is_there else ""
+
+
+def _is_tpu(device: Path) -> bool:
+    try:
+        vendor, chip = ((device / name).read_text().strip() for name in ("vendor", "device"))
+    except OSError:
+        return False
+    return vendor == GOOGLE and chip in TPU_CHIPS

@@ -1,19 +1,33 @@
 """The environment of the workers: what distrain and torch add to that of the shell.
 
-torch's agent itself sets the variables of `rank_variables` when the workers start; they are worked out here for the
-plan that people read, and a test compares the two.
+torch's agent itself sets the variables of `rank_variables` when the workers start, on XLA devices distrain's runner
+does; they are worked out here for the plan that people read, and a test compares the two.
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+from distrain.plan.cluster import Placement
+from distrain.plan.meeting import Meeting
 from distrain.plan.plan import ENV_DEVICE, Plan
 
-__all__ = ["AT_START", "consistent_with_scheduler", "rank_variables", "shared_variables"]
+__all__ = [
+    "AT_START",
+    "consistent_with_scheduler",
+    "is_alone",
+    "loopback_variables",
+    "rank_variables",
+    "shared_variables",
+]
 
 AT_START = "(chosen at the start)"
+
+ENV_HEARTBEAT = "DISTRAIN_HEARTBEAT"
+"""As in `distrain.supervision.heartbeat`, which the plan may not import."""
+AS_PLACED = "(as the scheduler places it)"
 
 
 def shared_variables(plan: Plan, run_dir: Path | str, run_dir_variable: str) -> dict[str, str]:
@@ -41,9 +55,12 @@ def rank_variables(plan: Plan, environ: Mapping[str, str], *, node_rank: int, lo
         node_rank: The node's number.
         local_rank: The worker's number on its node.
     """
+    environ = {**environ, **plan.profile_env}
     nnodes = 1 if plan.meeting is None else plan.meeting.max_nodes
     rank, world = node_rank * plan.nproc + local_rank, nnodes * plan.nproc
     run_id = AT_START if plan.meeting is None else plan.meeting.run_id
+    alone = is_alone(plan.meeting)
+    place = None if plan.meeting is None or not alone else plan.meeting
     variables = {
         "RANK": str(rank),
         "GROUP_RANK": str(node_rank),
@@ -54,22 +71,58 @@ def rank_variables(plan: Plan, environ: Mapping[str, str], *, node_rank: int, lo
         "WORLD_SIZE": str(world),
         "GROUP_WORLD_SIZE": str(nnodes),
         "ROLE_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1" if plan.meeting is None else AT_START,
-        "MASTER_PORT": AT_START,
+        "MASTER_ADDR": place.host if place is not None else "127.0.0.1" if alone else AT_START,
+        "MASTER_PORT": str(place.port) if place is not None and place.port else AT_START,
         "TORCHELASTIC_RESTART_COUNT": "0",
         "TORCHELASTIC_MAX_RESTARTS": str(plan.max_restarts),
         "TORCHELASTIC_RUN_ID": run_id,
+        ENV_HEARTBEAT: AT_START,
+    }
+    if plan.device == "xla":
+        port = "0" if world == 1 else environ.get("MASTER_PORT", "29500")
+        return variables | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": AT_START}
+    variables |= {
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_ERROR_FILE": AT_START,
         "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(plan.signals),
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
     }
+    if alone:
+        variables |= loopback_variables(environ)
     if plan.virtual_local_rank:
         variables |= _virtual(environ, local_rank)
     if plan.placement is not None and plan.placement.local_task is not None:
-        task, num_tasks = plan.placement.local_task
-        variables |= {"LOCAL_RANK": str(task), "LOCAL_WORLD_SIZE": str(num_tasks)}
+        variables |= _local_task(plan.placement, node_rank)
     return variables | consistent_with_scheduler(environ, variables)
+
+
+def _local_task(placement: Placement, node_rank: int) -> dict[str, str]:
+    """Return the local rank of a scheduler's task, where its variables on this host tell it."""
+    task: tuple[object, object] = (AS_PLACED, AS_PLACED)
+    if placement.local_tasks:
+        task = placement.local_tasks[node_rank]
+    elif node_rank == placement.node_rank and placement.local_task is not None:
+        task = placement.local_task
+    return {"LOCAL_RANK": str(task[0]), "LOCAL_WORLD_SIZE": str(task[1])}
+
+
+def is_alone(meeting: Meeting | None) -> bool:
+    """Whether there is one node, whose ranks meet each other and nobody else."""
+    return meeting is None or (meeting.max_nodes == 1 and meeting.backend in ("c10d", "static"))
+
+
+def loopback_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what keeps the ranks of a single node from listening beyond its loopback interface.
+
+    gloo and tensorpipe (torch.distributed.rpc) listen where the host's name leads, which is the network on most hosts,
+    and whoever connects is taken for a rank. NCCL talks through memory within a node. What the user has set stays.
+
+    Args:
+        environ: The environment of the workers.
+    """
+    interface = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+    names = ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
+    return {} if interface is None else {name: interface for name in names if name not in environ}
 
 
 def consistent_with_scheduler(environ: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:

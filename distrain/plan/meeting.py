@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from distrain.errors import UsageError
-from distrain.plan.cluster import Placement
-from distrain.plan.sources import Given, Setting, whole_number
+from distrain.errors import UsageError, did_you_mean
+from distrain.plan.draft import Draft
+from distrain.plan.endpoint import resolve_endpoint
+from distrain.plan.related import ANY_PORT_HERE
+from distrain.plan.sources import Given, seconds, whole_number
 
 __all__ = ["Meeting", "resolve_meeting"]
 
-C10D_PORT = 29400
-STATIC_PORT = 29500
-
-ANY_PORT_HERE = ("localhost:0", "127.0.0.1:0")
-"""How torchrun's users say that a single node may meet wherever it likes."""
-
 NAMES = ("nnodes", "node_rank", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "rdzv_conf", "local_addr")
+
+BACKENDS = ("c10d", "static", "etcd", "etcd-v2")
+"""torch's own; a package may bring others, as entry points of `torchrun.handlers`."""
+
+WHOLE_NUMBERS = (
+    "close_timeout",
+    "heartbeat_timeout",
+    "join_timeout",
+    "keep_alive_interval",
+    "keep_alive_max_attempt",
+    "last_call_timeout",
+    "read_timeout",
+    "timeout",
+)
+NODE_TIMEOUT = "node_timeout"
+"""What torch's backends, and distrain itself, read from `--rdzv-conf` as numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,67 +65,61 @@ class Meeting:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def resolve_meeting(
-    found: Mapping[str, Given], placement: Placement | None, settings: MutableMapping[str, Setting]
-) -> Meeting | None:
+def resolve_meeting(draft: Draft) -> Meeting | None:
     """Return how the nodes meet, and note the settings; None for one node with nothing said about its rendezvous.
 
     Without a backend, c10d is taken, with the ranks in the order of the node ranks: torchrun's own default, static,
     cannot restart. A multi-node run without a place to meet is an error: localhost would be a world for each node.
 
     Args:
-        found: What was given.
-        placement: What the scheduler says, or None.
-        settings: Where the settings are noted.
+        draft: The plan in the making.
 
     Raises:
         UsageError: A value is not valid, or it contradicts the allocation.
     """
+    found = draft.found
     for name in NAMES:
-        said = found.get(name)
-        if said is not None:
-            settings[name] = Setting(value=said.text, origin=said.origin, detail=said.where)
-    low, high = _nnodes(found, placement, settings)
+        if name in found:
+            draft.given(name, found[name].text)
+    low, high = _nnodes(draft)
     alone = high == 1
-    backend = found.get("rdzv_backend")
-    told = any(name in found for name in ("master_port", "rdzv_conf")) or (
+    backend = _backend(found.get("rdzv_backend"))
+    conf = _conf(found.get("rdzv_conf"), backend)
+    told = any(name in found for name in ("master_port", "rdzv_conf", "rdzv_id")) or (
         "rdzv_endpoint" in found and found["rdzv_endpoint"].text not in ANY_PORT_HERE
     )
-    if "standalone" in found or (alone and not told and (backend is None or backend.text in ("c10d", "static"))):
+    if "standalone" in found or (alone and not told and backend in ("c10d", "static")):
         return None
-    node_rank = _node_rank(found, placement, settings, high)
-    name = backend.text if backend is not None else "c10d"
-    if backend is None:
-        settings["rdzv_backend"] = Setting(value=name, origin="default", detail="not given")
-    host, port = _endpoint(found, placement, settings, name, alone=alone)
-    run_id = found["rdzv_id"].text if "rdzv_id" in found else (placement.run_id if placement is not None else "none")
-    if "rdzv_id" not in found:
-        origin = "default" if placement is None else "detected"
-        detail = "not given" if placement is None else placement.detail
-        settings["rdzv_id"] = Setting(value=run_id, origin=origin, detail=detail)  # type: ignore[arg-type]
+    node_rank = _node_rank(draft, high)
+    if "rdzv_backend" not in found:
+        draft.note("rdzv_backend", backend, "default")
+    host, port = resolve_endpoint(draft, backend, alone=alone)
     return Meeting(
         min_nodes=low,
         max_nodes=high,
         node_rank=node_rank,
-        backend=name,
+        backend=backend,
         host=host,
         port=port,
-        run_id=run_id,
-        conf=_conf(found.get("rdzv_conf")),
+        run_id=_run_id(draft),
+        conf=conf,
         local_addr=found["local_addr"].text if "local_addr" in found else None,
     )
 
 
-def _nnodes(
-    found: Mapping[str, Given], placement: Placement | None, settings: MutableMapping[str, Setting]
-) -> tuple[int, int]:
-    said = found.get("nnodes")
-    if said is None or "standalone" in found:
-        count = 1 if placement is None or "standalone" in found else placement.nnodes
-        origin = "default" if placement is None else "detected"
-        detail = "not given" if placement is None else placement.detail
-        settings["nnodes"] = Setting(value=str(count), origin=origin, detail=detail)  # type: ignore[arg-type]
-        return count, count
+def _nnodes(draft: Draft) -> tuple[int, int]:
+    said, placement = draft.found.get("nnodes"), draft.placement
+    if said is None:
+        if placement is None:
+            draft.note("nnodes", "1", "default")
+            return 1, 1
+        if placement.only_here:
+            draft.warnings.append(
+                f"the allocation has {placement.only_here} nodes, and the run uses this one alone: distrain was not "
+                "started on the others (srun --ntasks-per-node=1 distrain launch …)"
+            )
+        draft.note("nnodes", str(placement.nnodes), "detected", placement.detail)
+        return placement.nnodes, placement.nnodes
     match = re.fullmatch(r"(\d+)(?::(\d+))?", said.text)
     if match is None:
         raise UsageError(
@@ -129,80 +135,77 @@ def _nnodes(
             f"{said.where}: got {said.text!r}, and distrain was started on one node only ({placement.detail}). Start "
             "it on each: srun --ntasks-per-node=1 distrain launch …"
         )
-    # A task for each rank counts as a node of its own, so there the allocation speaks of something else.
-    if placement.local_task is None and high > placement.nnodes:
+    # A task for each rank counts as a node of its own, so there the user may count hosts.
+    of_tasks = placement.local_task is not None
+    valid = {placement.nnodes, (placement.num_hosts or high) if of_tasks else placement.nnodes}
+    if high > max(valid):
         raise UsageError(
-            f"{said.where}: got {said.text!r}, and the allocation has {placement.nnodes} ({placement.detail}). Leave "
+            f"{said.where}: got {said.text!r}, and the allocation has {max(valid)} ({placement.detail}). Leave "
             "it out to use them all, or ask the scheduler for more."
         )
-    return (placement.nnodes,) * 2 if placement.local_task is not None else (low, high)
+    if high not in valid:
+        raise UsageError(
+            f"{said.where}: got {said.text!r}, and {placement.scheduler} has started {placement.nnodes} processes "
+            f"({placement.detail}). Leave it out to join them all, start no more than are needed, or give --standalone "
+            "if each is to be a world of its own."
+        )
+    return (placement.nnodes,) * 2 if of_tasks else (low, high)
 
 
-def _node_rank(
-    found: Mapping[str, Given], placement: Placement | None, settings: MutableMapping[str, Setting], high: int
-) -> int | None:
-    said = found.get("node_rank")
+def _node_rank(draft: Draft, high: int) -> int | None:
+    said, placement = draft.found.get("node_rank"), draft.placement
     if said is not None:
         rank = whole_number(said, "a whole number", least=0)
         if rank >= high:
             raise UsageError(f"{said.where}: got {rank} with at most {high} nodes; valid are 0 to {high - 1}.")
         return rank
     if placement is not None:
-        settings["node_rank"] = Setting(value=placement.node_rank, origin="detected", detail=placement.detail)
+        draft.note("node_rank", placement.node_rank, "detected", placement.detail)
         return placement.node_rank
-    settings["node_rank"] = Setting(value=None, origin="default", detail="not given: torch orders the nodes")
+    draft.note("node_rank", None, "default", "not given: torch orders the nodes")
     return None
 
 
-def _endpoint(
-    found: Mapping[str, Given],
-    placement: Placement | None,
-    settings: MutableMapping[str, Setting],
-    backend: str,
-    *,
-    alone: bool,
-) -> tuple[str, int]:
-    said = found.get("rdzv_endpoint")
-    default_port = STATIC_PORT if backend == "static" else C10D_PORT
-    if said is not None:
-        return _host_and_port(said, default_port)
-    address, given_port = found.get("master_addr"), found.get("master_port")
-    port = STATIC_PORT if given_port is None else whole_number(given_port, "a port", least=0)
-    if given_port is not None and port > 65535:
-        raise UsageError(f"{given_port.where}: got {port}; a port is at most 65535.")
-    if address is not None or (alone and given_port is not None):
-        host = "127.0.0.1" if address is None else address.text
-        where = " and ".join(each.where for each in (address, given_port) if each is not None)
-        origin = (address or given_port).origin  # type: ignore[union-attr]  # one of them is there
-        settings["rdzv_endpoint"] = Setting(value=f"{host}:{port}", origin=origin, detail=where)
-        return host, port
-    if placement is not None and placement.head is not None:
-        port = placement.port if given_port is None else port
-        value = f"{placement.head}:{port}"
-        settings["rdzv_endpoint"] = Setting(value=value, origin="detected", detail=placement.detail)
-        return placement.head, port
-    if alone:
-        return "127.0.0.1", 0
-    raise UsageError(
-        "several nodes need a place to meet: give --rdzv-endpoint HOST:PORT, an address of one of the nodes and a free "
-        "port there, the same on all of them."
-    )
+def _run_id(draft: Draft) -> str:
+    """Return the id; `none`, torch's own word, where neither the user nor the scheduler has one of this run alone.
+
+    A run directory is named after an id and goes on there, so one that comes again would mix two runs up.
+    """
+    if "rdzv_id" in draft.found:
+        return draft.found["rdzv_id"].text
+    if draft.placement is not None and draft.placement.run_id:
+        draft.note("rdzv_id", draft.placement.run_id, "detected", draft.placement.detail)
+        return draft.placement.run_id
+    draft.note("rdzv_id", "none", "default")
+    return "none"
 
 
-def _host_and_port(said: Given, default_port: int) -> tuple[str, int]:
-    match = re.fullmatch(r"(?:\[([^\]]+)\]|([^:\[\]]+))(?::(\d+))?", said.text.strip())
-    if match is None or int(match[3] or 0) > 65535:
-        raise UsageError(f"{said.where}: got {said.text!r}; give HOST:PORT, such as node01:29400.")
-    return match[1] or match[2], int(match[3]) if match[3] else default_port
+def _backend(said: Given | None) -> str:
+    if said is None:
+        return BACKENDS[0]
+    if said.text not in BACKENDS:
+        from importlib.metadata import entry_points
+
+        valid = [*BACKENDS, *sorted(each.name for each in entry_points(group="torchrun.handlers"))]
+        if said.text not in valid:
+            raise UsageError(
+                f"{said.where}: got {said.text!r}; valid are {', '.join(valid)}.{did_you_mean(said.text, valid)}"
+            )
+    return said.text
 
 
-def _conf(said: Given | None) -> dict[str, str]:
+def _conf(said: Given | None, backend: str) -> dict[str, str]:
     if said is None:
         return {}
     pairs: dict[str, str] = {}
     for part in filter(None, (each.strip() for each in said.text.split(","))):
-        key, equals, value = part.partition("=")
+        key, equals, value = (each.strip() for each in part.partition("="))
         if not (key and equals and value):
             raise UsageError(f"{said.where}: got {part!r}; give settings as key=value, separated by commas.")
-        pairs[key.strip()] = value.strip()
+        pairs[key] = value
+        one = Given(text=value, origin=said.origin, where=f"{said.where}: {key}")
+        if key == NODE_TIMEOUT:
+            seconds(one)
+        elif key in WHOLE_NUMBERS and backend in BACKENDS:
+            whole_number(one, "a whole number", least=1)
     return pairs

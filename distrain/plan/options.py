@@ -9,10 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["GROUPS", "OPTIONS", "Option", "option"]
+__all__ = ["GROUPS", "OFF", "ON", "OPTIONS", "Option", "option"]
 
 Kind = Literal["text", "flag"]
 """`text` takes a value, `flag` takes none."""
+
+ON = ("1", "true", "yes", "on")
+OFF = ("0", "false", "no", "off", "")
+"""How a flag is set in a variable or a profile."""
 
 GROUPS = {
     "start": "what is started",
@@ -37,6 +41,7 @@ class Option:
         flags: Further spellings.
         hidden: Whether the help leaves it out.
         pet: torchrun's name of it, from which the variable `PET_<NAME>` is made; None where torchrun has none.
+        torchs: A further variable, of torch's own; it is the weakest.
         choices: The only values it takes, if they are few.
         in_profile: Whether a profile may set it.
         negates: For a flag that switches something off: the name of the setting that it makes false.
@@ -50,6 +55,7 @@ class Option:
     flags: tuple[str, ...] = ()
     hidden: bool = False
     pet: str | None = None
+    torchs: str | None = None
     choices: tuple[str, ...] = ()
     in_profile: bool = True
     negates: str | None = None
@@ -73,8 +79,23 @@ class Option:
     @property
     def variables(self) -> tuple[str, ...]:
         """The environment variables that set it, the stronger first."""
-        ours = f"DISTRAIN_{self.name.upper()}"
-        return (ours,) if self.pet is None else (ours, f"PET_{self.pet.upper()}")
+        names = [f"DISTRAIN_{self.name.upper()}"]
+        if self.pet is not None:
+            names.append(f"PET_{self.pet.upper()}")
+        if self.torchs is not None:
+            names.append(self.torchs)
+        return tuple(names)
+
+    @property
+    def is_torchruns(self) -> bool:
+        """Whether torchrun has it; of some it takes no variable."""
+        return self.pet is not None or self.group == "torchrun"
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Its names in a profile: its own, and torchrun's."""
+        longs = [word[2:].replace("-", "_") for word in self.flags if word.startswith("--")]
+        return tuple(dict.fromkeys([self.name, *longs, *([self.pet] if self.pet else [])]))
 
 
 OPTIONS: tuple[Option, ...] = (
@@ -140,6 +161,7 @@ OPTIONS: tuple[Option, ...] = (
         name="grace",
         flags=("--shutdown-timeout",),
         pet="shutdown_timeout",
+        torchs="TORCH_ELASTIC_SHUTDOWN_TIMEOUT",
         metavar="SECONDS",
         group="restart",
         help="time between the first signal to a process and SIGKILL; default: 30",
@@ -149,7 +171,7 @@ OPTIONS: tuple[Option, ...] = (
         pet="signals_to_handle",
         metavar="NAMES",
         group="restart",
-        help="signals that are passed on to the processes; default: SIGTERM,SIGINT,SIGHUP",
+        help="signals that are passed on to the processes; default: SIGTERM,SIGINT,SIGHUP,SIGQUIT",
     ),
     Option(
         name="monitor_interval",

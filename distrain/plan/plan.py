@@ -13,24 +13,28 @@ from typing import Literal
 from distrain.errors import UsageError, did_you_mean
 from distrain.plan import cluster, detect, profile
 from distrain.plan.cluster import Placement
+from distrain.plan.draft import Draft
 from distrain.plan.meeting import Meeting, resolve_meeting
 from distrain.plan.options import OPTIONS
 from distrain.plan.program import Program
+from distrain.plan.ranks import resolve_ranks
+from distrain.plan.related import without_overruled
 from distrain.plan.shown import Shown, resolve_shown
-from distrain.plan.sources import Given, Setting, given, seconds, whole_number
+from distrain.plan.sources import Setting, given, is_worker
 
 __all__ = ["Plan", "interpreter_versions", "resolve"]
 
-DEVICES = ("auto", "cpu", "cuda", "xla")
 ENV_DEVICE = "DISTRAIN_DEVICE"
 """The environment variable that tells a worker which kind of device to take."""
 
-SIGNALS = "SIGTERM,SIGINT,SIGHUP"
-"""torchrun's, less SIGQUIT, at which the supervisor shows what every rank is doing."""
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
 
 GRACE_S = 30
 
-AS_THEY_ARE = ("start_method", "event_log_handler", "logs_specs", "numa_binding", "log_dir")
+AS_THEY_ARE = (
+    *("start_method", "event_log_handler", "logs_specs", "numa_binding", "log_dir"),
+    *("duplicate_stdout_filters", "duplicate_stderr_filters"),
+)
 """Options whose text goes to torch as it is."""
 
 
@@ -61,6 +65,7 @@ class Plan:
         profile_env: Variables for the workers from a profile; those of this shell are stronger.
         passed: Options that go to torch as they are, by name; None where not given.
         settings: Every value above that a user can set, with its origin.
+        warnings: What was asked for and is not done, a line each.
     """
 
     program: Program
@@ -84,6 +89,7 @@ class Plan:
     profile_env: Mapping[str, str] = field(default_factory=dict)
     passed: Mapping[str, str | None] = field(default_factory=dict)
     settings: Mapping[str, Setting] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 def resolve(
@@ -102,76 +108,66 @@ def resolve(
     """
     flags = flags or {}
     cwd = cwd or Path.cwd()
-    found = given(flags, environ, None)
-    read = profile.read(found["profile"].text, cwd=cwd, environ=environ) if "profile" in found else None
-    found = given(flags, environ, read)
-    placement = None if "standalone" in found else cluster.find(environ)
-    return _Resolution(program, found, environ, cwd, read, placement).plan()
+    named = given(flags, environ, None).get("profile")
+    read = None if named is None else profile.read(named.text, cwd=cwd, environ=environ, where=named.where)
+    found, warnings = without_overruled(given(flags, environ, read))
+    # A launch inside a worker is a run of its own: the worker has the scheduler's place already.
+    placed = "standalone" not in found and not is_worker(environ)
+    profile_env = {} if read is None else {name: each.text for name, each in read.env.items() if name not in environ}
+    draft = Draft(
+        found,
+        environ={**environ, **profile_env},
+        placement=cluster.find(environ) if placed else None,
+        warnings=warnings,
+    )
+    return _Resolution(program, draft, cwd, read, profile_env).plan()
 
 
 class _Resolution:
-    """The state of one `resolve`: what was given, and the settings as they become known."""
+    """The state of one `resolve`."""
 
-    def __init__(  # noqa: PLR0917  # made in one place
+    def __init__(
         self,
         program: Program,
-        found: Mapping[str, Given],
-        environ: Mapping[str, str],
+        draft: Draft,
         cwd: Path,
         read: profile.Profile | None,
-        placement: Placement | None,
+        profile_env: Mapping[str, str],
     ) -> None:
         self.program = program
-        self.found = found
-        self.environ = environ
+        self.draft = draft
+        self.found = draft.found
         self.cwd = cwd
         self.profile = read
-        self.placement = placement
-        self.settings: dict[str, Setting] = {}
+        self.profile_env = profile_env
 
     def plan(self) -> Plan:
-        gpus = detect.visible_gpus(self.environ)
-        device = self._device(gpus)
-        nproc = self._nproc(device, gpus)
-        if device == "cuda" and nproc > gpus:
-            raise UsageError(
-                f"--nproc: got {nproc} ranks for {gpus} visible GPU{'s' * (gpus != 1)}; every rank needs a GPU of its "
-                f"own. Use --nproc {gpus} or fewer, or --device cpu."
-            )
-        meeting = resolve_meeting(self.found, self.placement, self.settings)
+        draft = self.draft
+        device, nproc = resolve_ranks(draft)
+        meeting = resolve_meeting(draft)
         nnodes = 1 if meeting is None else meeting.max_nodes
-        restarts = self._whole("max_restarts", "a whole number", least=0, default=0)
-        shown = resolve_shown(self.found, self.settings, nproc=nproc, world=nproc * nnodes)
-        warm = self._warm()
-        threads = self._omp_num_threads(nproc)
-        name = self._text("name", self.program.name)
-        run_dir = self._text("run_dir", None)
-        signals = self._signals()
-        interval = self._seconds("monitor_interval", 0.1)
-        grace = self._grace()
-        hang_timeout = self._hang_timeout()
-        retry = self._text("retry", "auto")
-        role = self._text("role", "default")
-        virtual = self._flag("virtual_local_rank")
-        passed = {each: self._text(each, None) for each in AS_THEY_ARE}
-        self._check_choices()
-        for each in ("duplicate_stdout_filters", "duplicate_stderr_filters"):
-            passed[each] = self._text(each, None)
-        if passed["logs_specs"] is not None:
-            for each in ("redirects", "tee", "local_ranks_filter"):
-                passed[each] = self.found[each].text if each in self.found else None
-        if passed["log_dir"] is not None:
-            passed["log_dir"] = str((self.cwd / passed["log_dir"]).absolute())
-        if passed["numa_binding"] is not None and device != "cuda":
-            said = self.found["numa_binding"]
+        if device == "xla" and nnodes > 1:
             raise UsageError(
-                f"{said.where}: processes are bound to the CPUs near their GPU, and the device is {device}."
+                f"device xla ({draft.settings['device'].detail}) runs on one node so far, and there are {nnodes} "
+                f"({draft.settings['nnodes'].detail}). Give --standalone for the chips of this host alone, or another "
+                "device."
             )
+        restarts = draft.whole("max_restarts", "a whole number", least=0, default=0)
+        shown = resolve_shown(draft, nproc=nproc, world=nproc * nnodes)
+        warm = self._warm(device)
+        threads = self._omp_num_threads(nproc)
+        name = draft.text("name", self.program.name)
+        run_dir = draft.text("run_dir", None)
+        signals = self._signals()
+        interval = draft.seconds("monitor_interval", 0.1)
+        grace = draft.whole("grace", "a whole number of seconds", least=0, default=GRACE_S)
+        hang_timeout = self._hang_timeout()
+        retry = draft.text("retry", "auto")
+        role = draft.text("role", "default")
+        virtual = draft.flag("virtual_local_rank")
+        passed = self._passed(device)
         if self.profile is not None:
-            files = " ← ".join(str(path) for path in self.profile.files)
-            self.settings["profile"] = Setting(
-                value=self.profile.name, origin=self.found["profile"].origin, detail=files
-            )
+            draft.given("profile", self.profile.name, " ← ".join(str(path) for path in self.profile.files))
         return Plan(
             program=self.program,
             nproc=nproc,
@@ -190,120 +186,48 @@ class _Resolution:
             monitor_interval_s=interval,
             role=role or "default",
             virtual_local_rank=virtual,
-            placement=self.placement,
-            profile_env=self._profile_env(),
+            placement=draft.placement,
+            profile_env=self.profile_env,
             passed=passed,
-            settings=self.settings,
+            settings=draft.settings,
+            warnings=tuple(draft.warnings),
         )
 
-    # One setting each.
-
-    def _device(self, gpus: int) -> str:
-        said = self.found.get("device")
-        if said is not None and said.text not in DEVICES:
-            raise UsageError(
-                f"{said.where}: got {said.text!r}; valid are {', '.join(DEVICES)}.{did_you_mean(said.text, DEVICES)}"
-            )
-        if said is None or said.text == "auto":
-            device = "cuda" if gpus else "cpu"
-            seen = f"{gpus} visible GPU{'s' * (gpus != 1)}"
-            self.settings["device"] = Setting(value=device, origin="detected", detail=seen)
-            return device
-        if said.text == "cuda" and not gpus:
-            raise UsageError(
-                f"{said.where} cuda: no NVIDIA GPU is visible here (no /dev/nvidia0, or CUDA_VISIBLE_DEVICES hides "
-                "it). Use --device cpu, or give the container its GPUs."
-            )
-        self._set("device", said, said.text)
-        return said.text
-
-    def _nproc(self, device: str, gpus: int) -> int:
-        said = self.found.get("nproc")
-        if self.placement is not None and self.placement.local_task is not None:
-            if said is not None and said.text != "1":
-                raise UsageError(
-                    f"{said.where}: got {said.text!r}, and {self.placement.scheduler} starts a process for each rank "
-                    f"already ({self.placement.detail}). Leave it out, or start one process a node."
-                )
-            self.settings["nproc"] = Setting(value=1, origin="detected", detail=self.placement.detail)
-            return 1
-        if device == "xla":
-            return self._nproc_of_xla(said)
-        if said is None:
-            count = max(1, gpus) if device == "cuda" else 1
-            why = f"one per visible GPU ({gpus})" if device == "cuda" else "one process where no accelerator is used"
-            self.settings["nproc"] = Setting(value=count, origin="detected", detail=why)
-            return count
-        got = said.text
-        if got == "cpu" or (got == "auto" and device != "cuda"):
-            count = detect.visible_cpus()
-            self._set("nproc", said, count, f"{said.where} {got}: one per visible CPU")
-        elif got in ("auto", "gpu"):
-            if not gpus:
-                raise UsageError(f"{said.where} gpu: no NVIDIA GPU is visible here. Use --nproc cpu or a number.")
-            count = gpus
-            self._set("nproc", said, count, f"{said.where} {got}: one per visible GPU")
-        elif re.fullmatch(r"[1-9]\d*", got):
-            count = int(got)
-            self._set("nproc", said, count)
-        else:
-            raise UsageError(
-                f"{said.where}: got {got!r}; give a number of processes of at least 1, or auto, cpu or gpu."
-            )
-        return count
-
-    def _nproc_of_xla(self, said: Given | None) -> int:
-        """torch_xla starts the processes, and knows two ways: one for each chip, or one."""
-        chips, seen = detect.visible_chips({**self.environ, **self._profile_env()})
-        if said is None or said.text == "auto" or said.text == str(chips):
-            origin = "detected" if said is None else said.origin
-            self.settings["nproc"] = Setting(value=chips, origin=origin, detail=f"one per XLA device ({seen})")
-            return chips
-        if said.text != "1":
-            raise UsageError(
-                f"{said.where}: got {said.text!r} for device xla, where torch_xla starts one process for each of the "
-                f"devices ({chips} here: {seen}) or a single one; valid are auto, {chips} and 1."
-            )
-        self._set("nproc", said, 1)
-        return 1
-
-    def _warm(self) -> bool:
+    def _warm(self, device: str) -> bool:
         said = self.found.get("no_fork_server")
         why = "workers are forked warm"
-        if self.settings["device"].value == "xla":
+        if device == "xla":
             why = "torch_xla starts the workers"
         elif self.program.kind == "command":
             why = "a command cannot be forked warm"
         elif self.program.interpreter != sys.executable:
             why = "PYTHON_EXEC is another interpreter"
         warm = said is None and why == "workers are forked warm"
-        self.settings["fork_server"] = Setting(
-            value=warm, origin="default" if said is None else said.origin, detail=why if said is None else said.where
-        )
+        if said is None:
+            self.draft.note("fork_server", warm, "default", why)
+        else:
+            self.draft.note("fork_server", warm, said.origin, said.where)
         return warm
 
     def _omp_num_threads(self, nproc: int) -> int:
-        text = self.environ.get("OMP_NUM_THREADS") or self._profile_env().get("OMP_NUM_THREADS")
-        if text is not None:
+        text = self.draft.environ.get("OMP_NUM_THREADS")
+        if text:
+            ours = "OMP_NUM_THREADS" in self.profile_env
+            where = self.profile.env["OMP_NUM_THREADS"].where if ours and self.profile else "OMP_NUM_THREADS"
             first = text.split(",")[0].strip()
             if not re.fullmatch(r"[1-9]\d*", first):
-                raise UsageError(f"OMP_NUM_THREADS: got {text!r}; give a whole number of at least 1, or unset it.")
-            ours = "OMP_NUM_THREADS" in self.environ
-            self.settings["omp_num_threads"] = Setting(
-                value=int(first), origin="environment" if ours else "profile", detail="OMP_NUM_THREADS"
-            )
+                raise UsageError(f"{where}: got {text!r}; give a whole number of at least 1, or unset it.")
+            self.draft.note("omp_num_threads", int(first), "profile" if ours else "environment", where)
             return int(first)
         cpus = detect.available_cpus()
         threads = max(1, cpus // nproc)
-        self.settings["omp_num_threads"] = Setting(
-            value=threads, origin="detected", detail=f"{cpus} available CPUs ÷ {nproc} local ranks"
-        )
+        self.draft.note("omp_num_threads", threads, "detected", f"{cpus} available CPUs ÷ {nproc} local ranks")
         return threads
 
     def _signals(self) -> tuple[str, ...]:
         import signal
 
-        text = self._text("signals_to_handle", SIGNALS) or SIGNALS
+        text = self.draft.text("signals_to_handle", SIGNALS) or SIGNALS
         names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
         valid = [each.name for each in signal.Signals]
         for name in names:
@@ -315,20 +239,19 @@ class _Resolution:
                 )
         return names
 
-    def _grace(self) -> int:
-        if "grace" not in self.found and (text := self.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")):
-            said = Given(text=text, origin="environment", where="TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
-            value = whole_number(said, "a whole number of seconds", least=0)
-            self._set("grace", said, value)
-            return value
-        return self._whole("grace", "a whole number of seconds", least=0, default=GRACE_S)
+    def _hang_timeout(self) -> float | Literal["auto"] | None:
+        said = self.found.get("hang_timeout")
+        if said is None or said.text in ("auto", "off"):
+            return "auto" if self.draft.text("hang_timeout", "auto") == "auto" else None
+        try:
+            return self.draft.seconds("hang_timeout", 0.0)
+        except UsageError:
+            raise UsageError(
+                f"{said.where}: got {said.text!r}; give auto, a number of seconds above 0, or off."
+            ) from None
 
-    def _profile_env(self) -> dict[str, str]:
-        if self.profile is None:
-            return {}
-        return {name: value.text for name, value in self.profile.env.items() if name not in self.environ}
-
-    def _check_choices(self) -> None:
+    def _passed(self, device: str) -> dict[str, str | None]:
+        """Return the options that go to torch as they are."""
         for each in OPTIONS:
             said = self.found.get(each.name)
             if said is not None and each.choices and said.text not in each.choices:
@@ -336,65 +259,16 @@ class _Resolution:
                     f"{said.where}: got {said.text!r}; valid are {', '.join(each.choices)}."
                     f"{did_you_mean(said.text, each.choices)}"
                 )
-
-    # How values come in.
-
-    def _set(self, name: str, said: Given, value: str | float | bool | None, detail: str | None = None) -> None:  # noqa: FBT001  # one value
-        self.settings[name] = Setting(value=value, origin=said.origin, detail=detail or said.where)
-
-    def _default(self, name: str, value: str | float | bool | None) -> None:  # noqa: FBT001  # one value
-        self.settings[name] = Setting(value=value, origin="default", detail="not given")
-
-    def _text(self, name: str, default: str | None) -> str | None:
-        said = self.found.get(name)
-        if said is None:
-            self._default(name, default)
-            return default
-        self._set(name, said, said.text)
-        return said.text
-
-    def _flag(self, name: str) -> bool:
-        said = self.found.get(name)
-        if said is None:
-            self._default(name, value=False)
-        else:
-            self._set(name, said, value=True)
-        return said is not None
-
-    def _whole(self, name: str, what: str, *, least: int, default: int) -> int:
-        said = self.found.get(name)
-        if said is None:
-            self._default(name, default)
-            return default
-        value = whole_number(said, what, least=least)
-        self._set(name, said, value)
-        return value
-
-    def _hang_timeout(self) -> float | Literal["auto"] | None:
-        said = self.found.get("hang_timeout")
-        if said is None:
-            self._default("hang_timeout", "auto")
-            return "auto"
-        if said.text in ("auto", "off"):
-            self._set("hang_timeout", said, said.text)
-            return "auto" if said.text == "auto" else None
-        try:
-            value = seconds(said)
-        except UsageError:
-            raise UsageError(
-                f"{said.where}: got {said.text!r}; give auto, a number of seconds above 0, or off."
-            ) from None
-        self._set("hang_timeout", said, value)
-        return value
-
-    def _seconds(self, name: str, default: float) -> float:
-        said = self.found.get(name)
-        if said is None:
-            self._default(name, default)
-            return default
-        value = seconds(said)
-        self._set(name, said, value)
-        return value
+        passed = {each: self.draft.text(each, None) for each in AS_THEY_ARE}
+        if passed["logs_specs"] is not None:
+            for name in ("redirects", "tee", "local_ranks_filter"):
+                passed[name] = self.found[name].text if name in self.found else None
+        if passed["log_dir"] is not None:
+            passed["log_dir"] = str((self.cwd / passed["log_dir"]).absolute())
+        if passed["numa_binding"] is not None and device != "cuda":
+            where = self.found["numa_binding"].where
+            raise UsageError(f"{where}: processes are bound to the CPUs near their GPU, and the device is {device}.")
+        return passed
 
 
 def interpreter_versions() -> dict[str, str]:

@@ -37,7 +37,7 @@ def as_data(plan: Plan, environ: Mapping[str, str], *, host: str, run_dir_variab
         "nodes": [
             {
                 "node_rank": node,
-                "host": host if node == here else None,
+                "host": _host(plan, node, here=host if node == here else None),
                 "ranks": list(range(node * plan.nproc, (node + 1) * plan.nproc)),
             }
             for node in range(nnodes)
@@ -54,7 +54,15 @@ def as_data(plan: Plan, environ: Mapping[str, str], *, host: str, run_dir_variab
             for local in range(plan.nproc)
         ],
         "slurm_script": None,
+        "warnings": list(plan.warnings),
     }
+
+
+def _host(plan: Plan, node: int, *, here: str | None) -> str | None:
+    """Return a node's host by the scheduler's name of it; that of this host where the scheduler has named none."""
+    placement = plan.placement
+    named = () if placement is None else placement.hosts
+    return named[node] if node < len(named) else here
 
 
 def as_json(data: Mapping[str, Any]) -> str:
@@ -100,6 +108,9 @@ def _lines(data: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {' '.join(f'{name}={value}' for name, value in own.items()) or 'nothing else'}"
     if len(ranks) > MOST_RANKS:
         yield f"  … and {len(ranks) - MOST_RANKS} more; --json shows all"
+    for warning in data["warnings"]:
+        yield ""
+        yield f"warning: {warning}"
     if data["slurm_script"]:
         yield ""
         yield data["slurm_script"].rstrip()

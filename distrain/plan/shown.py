@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from distrain.errors import UsageError
-from distrain.plan.sources import Given, Setting
+from distrain.plan.draft import Draft
+from distrain.plan.sources import Given
 
 __all__ = ["Shown", "resolve_shown"]
 
@@ -52,34 +53,29 @@ class Shown:
         return next(iter(self.ranks))
 
 
-def resolve_shown(
-    found: Mapping[str, Given], settings: MutableMapping[str, Setting], *, nproc: int, world: int
-) -> Shown:
+def resolve_shown(draft: Draft, *, nproc: int, world: int) -> Shown:
     """Return what is shown, and note the settings.
 
     Without any of these options rank 0 is shown. torchrun's, of which it has none set by default, speak of all ranks.
 
     Args:
-        found: What was given.
-        settings: Where the settings are noted.
+        draft: The plan in the making.
         nproc: Ranks on this node.
         world: The most ranks there can be.
 
     Raises:
         UsageError: A value is not valid.
     """
+    found = draft.found
     torchruns = ("redirects", "tee", "local_ranks_filter")
     for name in ("log_ranks", *torchruns):
-        said = found.get(name)
-        detail, origin = ("not given", "default") if said is None else (said.where, said.origin)
-        value = None if said is None else said.text
-        settings[name] = Setting(value=value, origin=origin, detail=detail)  # type: ignore[arg-type]
+        draft.text(name, None)
     if "log_ranks" in found:
         ranks = _ranks(found["log_ranks"], world)
     elif any(name in found for name in torchruns):
         ranks = None
     else:
-        settings["log_ranks"] = Setting(value="0", origin="default", detail="not given")
+        draft.note("log_ranks", "0", "default")
         ranks = frozenset({0})
     local = found.get("local_ranks_filter")
     redirected, teed = _streams(found.get("redirects")), _streams(found.get("tee"))
@@ -89,7 +85,8 @@ def resolve_shown(
         streams = tuple(each for each in redirected.get(key, redirected.get(None, ())) if each not in kept)
         if streams or None in redirected:
             hidden[key] = streams
-    return Shown(ranks=ranks, local_ranks=None if local is None else _local_ranks(local, nproc), hidden=hidden)
+    local_ranks = None if local is None else _local_ranks(draft, local, nproc)
+    return Shown(ranks=ranks, local_ranks=local_ranks, hidden=hidden)
 
 
 def _ranks(said: Given, world: int) -> frozenset[int] | None:
@@ -103,14 +100,15 @@ def _ranks(said: Given, world: int) -> frozenset[int] | None:
     return ranks
 
 
-def _local_ranks(said: Given, nproc: int) -> frozenset[int]:
-    if not re.fullmatch(r"\d+(,\d+)*", said.text):
+def _local_ranks(draft: Draft, said: Given, nproc: int) -> frozenset[int]:
+    """Return the local ranks of a filter; as under torchrun it may name some that are not there."""
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", said.text):
         raise UsageError(f"{said.where}: got {said.text!r}; give local ranks separated by commas, such as 0,1.")
     ranks = frozenset(int(part) for part in said.text.split(","))
-    if max(ranks) >= nproc:
-        raise UsageError(
-            f"{said.where}: there is no local rank {max(ranks)} among {nproc}; valid are 0 to {nproc - 1}."
-        )
+    absent = sorted(rank for rank in ranks if rank >= nproc)
+    if absent:
+        names = ", ".join(map(str, absent))
+        draft.warnings.append(f"{said.where}: there is no local rank {names} among {nproc}")
     return ranks
 
 

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distrain.errors import UsageError
-from distrain.plan.options import OPTIONS, Option
+from distrain.plan.options import OFF, ON, OPTIONS, Option
 from distrain.plan.profile import Profile
 
-__all__ = ["Given", "Origin", "Setting", "given"]
+__all__ = ["Given", "Origin", "Setting", "given", "is_stronger", "is_worker", "seconds", "whole_number"]
 
 Origin = Literal["flag", "environment", "profile", "detected", "default"]
 
-ON = ("1", "true", "yes", "on")
-OFF = ("0", "false", "no", "off", "")
+STRENGTH = ("profile", "environment", "flag")
+
+FOR_WORKERS = ("DISTRAIN_RUN_DIR", "DISTRAIN_DEVICE")
+"""What a worker is told, under names that are options elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,8 @@ def given(flags: Mapping[str, str], environ: Mapping[str, str], profile: Profile
     Raises:
         UsageError: A variable of a flag is neither true nor false.
     """
+    if is_worker(environ):
+        environ = {name: text for name, text in environ.items() if name not in FOR_WORKERS}
     found: dict[str, Given] = {}
     for each in OPTIONS:
         if each.name in flags:
@@ -71,6 +75,16 @@ def given(flags: Mapping[str, str], environ: Mapping[str, str], profile: Profile
             found[each.name] = Given(text=value.text, origin="profile", where=value.where)
     # A flag that is switched off counts as not given.
     return {name: said for name, said in found.items() if not (_is_flag(name) and said.text in OFF)}
+
+
+def is_worker(environ: Mapping[str, str]) -> bool:
+    """Whether this process is a worker of a launch, ours or torchrun's: what it launches is a run of its own."""
+    return "RANK" in environ and "TORCHELASTIC_RUN_ID" in environ
+
+
+def is_stronger(one: Given, other: Given) -> bool:
+    """Whether the source of `one` counts more than that of `other`."""
+    return STRENGTH.index(one.origin) > STRENGTH.index(other.origin)
 
 
 def _from_environment(each: Option, environ: Mapping[str, str]) -> Given | None:

@@ -52,6 +52,8 @@ def test_version(capsys):
         (["launch", "--zzz", "train.py"], "unknown option --zzz. distrain launch --help lists the options."),
         (["launch", "--nproc", "0", "train.py"], "--nproc: got '0'"),
         (["launch", "trian.py"], "script 'trian.py' does not exist"),
+        (["launch", "--dry-run", "trian.py"], "script 'trian.py' does not exist"),
+        (["launch", "--dry-run", "--run-path", "trian.py"], "script 'trian.py' does not exist"),
         (["launch", "-m", "--no-python", "pkg"], "-m and --no-python exclude each other"),
         (["launch", "--run-dir", "train.py/run", "train.py"], "cannot be used: Not a directory. Give a folder"),
     ],
@@ -84,6 +86,19 @@ def test_a_text_that_is_no_python_is_pointed_to_no_python(capsys, tmp_path):
     code, _, err = answer(capsys, "launch", "notes.txt")
     assert code == 1
     assert err.splitlines()[-1] == "notes.txt does not read as Python. Use --no-python to run a command."
+
+
+@pytest.mark.parametrize("words", [("--no-python", "no-such-command"), ("-m", "no.such.module"), ("train.py",)])
+def test_a_dry_run_does_not_ask_for_what_the_nodes_may_have(capsys, words):
+    code, out, err = answer(capsys, "launch", "--dry-run", *words)
+    assert (code, err) == (0, "")
+    assert "nothing is started" in out
+
+
+def test_warnings_of_the_plan_are_said_before_the_launch(capsys, monkeypatch):
+    monkeypatch.setattr("distrain.launcher.supervisor.run", lambda plan, environ: 0)
+    code, _, err = answer(capsys, "launch", "--nproc", "1", "--local-ranks-filter", "5", "train.py")
+    assert (code, err) == (0, "distrain: warning: --local-ranks-filter: there is no local rank 5 among 1\n")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -101,6 +101,17 @@ def test_each_variable_of_torchrun_sets_the_same(action):
         assert by_variable.settings[name].value == setting.value
 
 
+def test_a_rendezvous_backend_that_a_package_brings_is_taken(tmp_path, monkeypatch):
+    info = tmp_path / "mine-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[torchrun.handlers]\nmine = mine:handler\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    program = Program(kind="script", target="train.py")
+    flags = {"rdzv_backend": "mine", "rdzv_endpoint": "h:1", "rdzv_conf": "join_timeout=5m"}
+    assert resolve(program, flags, environ={}).meeting.backend == "mine"
+
+
 def test_choices_are_the_same():
     for action in TORCHRUNS.values():
         assert tuple(action.choices or ()) == ours(action).choices
@@ -119,12 +130,28 @@ def test_defaults_are_the_same_where_nothing_is_detected():
     assert plan.grace_s == 30  # torchrun: None, which its agent takes for 30
 
 
-@pytest.mark.parametrize("word", ["--nproc_per=2", "--max-r=1", "--standalo", "--rdzv_e=h:1"])
-def test_what_argparse_lets_torchruns_users_abbreviate(word):
-    name = word.partition("=")[0]
-    parsed = get_args_parser().parse_known_args([word, "train.py"])[1]
-    assert parsed == [], f"torchrun itself does not take {name}"
-    assert _read([word, "train.py"])[1] == "train.py"
+def abbreviations():
+    """Return each abbreviation that torchrun's own parser takes, with the option that it takes it for."""
+    parser = get_args_parser()
+    prefixes = {word[:end] for word in TORCHRUNS if word.startswith("--") for end in range(3, len(word))}
+    for prefix in sorted(prefixes - {*TORCHRUNS}):
+        meant = {action.dest for action, *_ in parser._get_option_tuples(prefix)}
+        if len(meant) == 1:
+            yield prefix, next(TORCHRUNS[word] for word in TORCHRUNS if word.startswith(prefix))
+
+
+def test_what_argparse_lets_torchruns_users_abbreviate():
+    seen = 0
+    for prefix, action in abbreviations():
+        value = [] if action.nargs == 0 else [VALUES[action.dest]]
+        flags, script, _ = _read([prefix, *value, "train.py"])
+        assert (flags, script) == ({ours(action).name: value[0] if value else "1"}, "train.py"), prefix
+        seen += 1
+    assert seen > 200
+
+
+def test_torchruns_options_are_marked_as_such():
+    assert {each.name for each in OPTIONS if each.is_torchruns} == {ours(each).name for each in TORCHRUNS.values()}
 
 
 def test_torchruns_parser_is_what_this_file_thinks_it_is():

@@ -46,6 +46,17 @@ def test_what_is_hardly_meant_is_a_warning():
     ]
 
 
+def test_profiles_of_one_name_that_set_different_things_are_named_key_by_key():
+    says = {"nproc": "1", "max_restarts": "2"}
+    one = replace(NODE, profile="gpu-8", profile_says=says)
+    other = replace(OTHER, profile="gpu-8", profile_says={**says, "max_restarts": "3", "env.NCCL_DEBUG": "4"})
+    assert warnings(one, replace(OTHER, profile="gpu-8", profile_says=says)) == []
+    assert warnings(one, other) == [
+        "the profile gpu-8 of node 0 (host h0) is not that of node 1 (host h1): they differ in env.NCCL_DEBUG, "
+        "max_restarts"
+    ]
+
+
 def test_clocks():
     assert clock_warning(NODE, OTHER, 29.0) is None
     assert "31 s ahead of" in clock_warning(NODE, OTHER, 31.0)

@@ -144,6 +144,10 @@ def preloaded_modules() -> list[str]:
     return json.loads(run([sys.executable, "-c", program], env=BARE).check().stdout)
 
 
+def without_ours(names: Sequence[str]) -> set[str]:
+    return {name for name in names if "DISTRAIN_" not in name and "_SOCKET_IFNAME" not in name}
+
+
 ALLOWED: list[tuple[str, Callable[[Any, Any], bool], str]] = [
     (r"environment\.MASTER_PORT", is_a_port, "each run has a free port of its own"),
     (r"environment\.MASTER_ADDR", lambda a, b: {a, b} <= {"localhost", "127.0.0.1"}, "one machine, said in two ways"),
@@ -160,10 +164,15 @@ ALLOWED: list[tuple[str, Callable[[Any, Any], bool], str]] = [
     (r"environment\.TORCHELASTIC_RUN_ID", both_are_there, "each run has a name of its own"),
     (r"environment\.TORCHELASTIC_ERROR_FILE", both_are_there, "lies in the run's own folder"),
     (r"environment\.DISTRAIN_\w+", is_only_ours, "how a worker finds its run directory and device"),
-    (r"environment_of_children\.sorted", lambda a, b: {*a} == {n for n in b if "DISTRAIN_" not in n}, "as above"),
+    (
+        r"environment\.(GLOO|TP)_SOCKET_IFNAME",
+        lambda a, b: (a, b) == (ABSENT, "lo"),
+        "gloo and tensorpipe listen where the host's name leads: on one node nothing need listen beyond its loopback",
+    ),
+    (r"environment_of_children\.sorted", lambda a, b: {*a} == without_ours(b), "as above"),
     (
         r"torch_process\.environment",
-        lambda a, b: {*a} ^ {n for n in b if "DISTRAIN_" not in n} <= {"TORCHINDUCTOR_CACHE_DIR"},
+        lambda a, b: {*a} ^ without_ours(b) <= {"TORCHINDUCTOR_CACHE_DIR"},
         "as above; and torch's compiler, imported ahead, asks for its folder when it is used: set before the program "
         "it would override the program's own default",
     ),

@@ -201,6 +201,18 @@ def test_a_second_interrupt_ends_ranks_that_do_not_listen(tmp_path, script):
         assert not any(is_alive(pid) for pid in workers)
 
 
+@pytest.mark.slow
+def test_one_signal_ends_the_run_also_when_the_agent_is_stuck(tmp_path, script):
+    """Slurm and Kubernetes send SIGTERM once."""
+    with launching("--grace", "0", script(programs.WAIT_FOR_SIGNALS), cwd=tmp_path) as live:
+        live.wait_for_output("waiting")
+        os.kill(live.wait_for("agent_started")[0]["pid"], signal.SIGSTOP)
+        live.process.terminate()
+        code, _, err = live.end(20)
+        assert code == 143
+        assert "the agent does not end by itself; ending it and all ranks now" in err
+
+
 def test_an_interrupt_while_torch_is_being_imported_ends_the_run_at_once(tmp_path, script):
     with launching(script("print('never')"), cwd=tmp_path) as live:
         live.wait_for("run_started")

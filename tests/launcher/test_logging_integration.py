@@ -53,7 +53,9 @@ def test_eight_ranks_print_at_full_speed_and_no_line_is_lost_or_torn(tmp_path, c
 
 
 def test_what_was_printed_is_on_disk_when_the_supervisor_is_killed(tmp_path):
-    text = "import os, time\nfor n in range(1000): print(n, flush=True)\nprint('waiting', flush=True)\ntime.sleep(600)\n"
+    text = (
+        "import os, time\nfor n in range(1000): print(n, flush=True)\nprint('waiting', flush=True)\ntime.sleep(600)\n"
+    )
     (tmp_path / "train.py").write_text(text)
     with launching("--nproc", "2", "--device", "cpu", "train.py", cwd=tmp_path) as live:
         for rank in (0, 1):

@@ -24,6 +24,10 @@ def make(said, min_nodes=1, members=(NODE, OTHER, THIRD)) -> Membership:
     return membership
 
 
+def hello(node):
+    return {"facts": node.as_json(), "time": 0.0}
+
+
 def test_with_enough_nodes_left_a_new_round_begins_and_its_beginning_forgets(said):
     membership = make(said, min_nodes=2)
     membership.take("gone", {"token": "c", "how": "has gone"})
@@ -100,15 +104,63 @@ def test_nodes_that_have_finished_do_not_come_to_another_round(said):
 
 
 def test_a_misfit_ends_a_run_that_has_not_begun_and_is_turned_away_from_one_that_has(said):
-    hello = {"facts": replace(OTHER, torch="1").as_json(), "time": 0.0}
+    misfit = hello(replace(OTHER, torch="1"))
     begun = make(said)
-    assert "cannot work together" in begun.admit(hello, 0.0)
+    assert "cannot work together" in begun.admit(misfit, 0.0)
     assert begun.ending is None
     assert "was turned away: torch is" in said[0]
     waiting = make(said, members=())
-    assert waiting.admit(hello, 0.0) == str(waiting.ending)
+    assert waiting.admit(misfit, 0.0) == str(waiting.ending)
 
 
 def test_clocks_apart_are_said(said):
     assert make(said).admit({"facts": OTHER.as_json(), "time": 100.0}, 0.0) is None
     assert "100 s ahead" in said[0]
+
+
+def test_a_node_rank_that_is_taken_is_refused_until_its_node_is_lost_or_done(said):
+    membership = make(said, members=())
+    assert membership.admit(hello(OTHER), 0.0) is None
+    second = replace(OTHER, token="d", host="h3")
+    taken = "node rank 1 is that of node 1 (host h1) already; give each node one of its own"
+    assert membership.admit(hello(second), 0.0) == taken
+    assert said == [f"node 1 (host h3) was turned away: {taken}"]
+    assert membership.ending is None, "the others are still waited for"
+    membership.take("gone", {"token": "b", "how": "has gone"})
+    assert membership.admit(hello(second), 0.0) is None
+    membership.take("done", {"token": "d"})
+    assert membership.admit(hello(replace(OTHER, token="e")), 0.0) is None
+    unranked = [replace(OTHER, token=token, node_rank=None) for token in "fg"]
+    assert [membership.admit(hello(node), 0.0) for node in unranked] == [None, None]
+
+
+def test_the_head_has_a_node_rank_too(said):
+    second = replace(NODE, token="d", host="h3")
+    assert "node rank 0 is that of node 0 (host h0)" in make(said, members=()).admit(hello(second), 0.0)
+
+
+def test_a_node_lost_before_the_first_round_is_named(said):
+    membership = make(said, members=())
+    membership.admit(hello(OTHER), 0.0)
+    membership.take("gone", {"token": "b", "how": "has not been heard of for 10 s"})
+    assert said == ["node 1 (host h1) has not been heard of for 10 s; it had no ranks yet"]
+
+
+def test_a_node_that_comes_in_is_said_once_a_round_whoever_notices_it(said):
+    text = "another node comes in; all ranks start anew"
+    membership = make(said)
+    membership.take("restart", {"token": "b", "round": 0, "newcomer": True})
+    assert membership.changed()
+    membership.newcomer()
+    assert said == [text]
+    membership.began(1, [NODE, OTHER, THIRD])
+    membership.newcomer()
+    membership.take("restart", {"token": "b", "round": 1, "newcomer": True})
+    assert said == [text] * 2
+
+
+def test_a_watch_that_failed_ends_the_run_here(said):
+    membership = make(said)
+    membership.take("broken", {"error": "KeyError: 'when'"})
+    with pytest.raises(EndedElsewhereError, match="the watch over the other nodes failed"):
+        membership.check()

@@ -8,7 +8,10 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -81,8 +84,7 @@ def log(live: Live, rank: int, attempt: int = 0) -> str:
 
 
 def notes(live: Live) -> list[str]:
-    live.err.seek(0)
-    return [line for line in live.err.read().decode().splitlines() if line.startswith("distrain: ")]
+    return [line for line in live.printed().splitlines() if line.startswith("distrain: ")]
 
 
 def said(live: Live, pattern: str, deadline_s: float = 60) -> float:
@@ -191,7 +193,79 @@ def test_nodes_join_leave_and_are_cut_off_and_the_run_goes_on(tmp_path, three):
         assert 0 == steps[0] < steps[1] <= steps[2] <= steps[3] <= steps[4], "each goes on from the one before"
         assert told[4][-1] == "finished"
         assert all(lines[0].endswith("restarts 0") for lines in told), "no restart was used up"
-        print("\n".join(line for line in err.splitlines() if line.startswith("distrain: ")))
+        assert "root cause" not in err, "nothing has failed"
+        assert err.count("another node comes in; all ranks start anew") == 2
+
+
+NO_REVERSE_LOOKUP = r"\[c10d\] The hostname of the client socket cannot be retrieved"
+"""torch says so of hosts that no name server knows."""
+
+
+class Recording:
+    """The terminals of several hosts: what was typed, then what each printed until the next was typed."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._seen: dict[tuple[str, int], int] = {}
+
+    def typed(self, where: str, *words: str) -> None:
+        self.text += f"{where}$ {' '.join(words)}\n"
+
+    def printed(self, where: str, live: Live) -> None:
+        launcher, ranks = live.err, live.out
+        has_ended = live.process.poll() is not None
+        for stream in (ranks, launcher) if has_ended else (launcher, ranks):
+            key = (where, stream.fileno())
+            begin = self._seen.get(key, 0)
+            data = os.pread(stream.fileno(), 1 << 20, begin)
+            whole = data[: data.rfind(b"\n") + 1]
+            self._seen[key] = begin + len(whole)
+            lines = [line for line in whole.decode().splitlines() if not re.search(NO_REVERSE_LOOKUP, line)]
+            self.text += "".join(f"{where}  {normal(line)}\n" for line in lines)
+
+
+def normal(line: str) -> str:
+    """Return a line with what differs from run to run written as a letter."""
+    for pattern, letter in (
+        (r"(?<=from step )[1-9]\d*", "N"),
+        (r"\d+\.\d s", "T s"),
+        (r"(store at \S+:)\d+", r"\1PORT"),
+    ):
+        line = re.sub(pattern, letter, line)
+    return line
+
+
+def test_a_recording_of_two_nodes_that_join_and_of_one_that_is_cut_off(tmp_path, two, golden):
+    recording = Recording()
+    threads = {"OMP_NUM_THREADS": "1"}
+    options = ("--nnodes", "1:2", "--log-ranks", "all")
+    with Run(tmp_path, COUNT, *options, "--rdzv-conf", "last_call_timeout=1", head=two[0]) as run:
+        recording.typed("h0", "distrain launch --node-rank 0", *run.options)
+        first = run.start(two[0], 0, env=threads)
+        first.wait_for_output("world 1")
+        wait_until(lambda: b"world 1" in shown(first), 10)
+        recording.printed("h0", first)
+        recording.typed("h1", "distrain launch --node-rank 1", *run.options)
+        second = run.start(two[1], 1, env=threads)
+        for live in (first, second):
+            wait_until(lambda live=live: b"world 2" in shown(live), 40)
+        recording.printed("h0", first)
+        recording.printed("h1", second)
+        recording.typed("the switch", "ip link set h1 down")
+        two[1].cut()
+        ends(second, 1, 20)
+        wait_until(lambda: shown(first).count(b"world 1") == 2, 40)
+        recording.printed("h1", second)
+        recording.printed("h0", first)
+        recording.typed("h0", "touch stop")
+        (tmp_path / "stop").touch()
+        ends(first, 0)
+        recording.printed("h0", first)
+    golden("nodes-cut.txt", recording.text)
+
+
+def shown(live: Live) -> bytes:
+    return os.pread(live.out.fileno(), 1 << 20, 0)
 
 
 @pytest.mark.parametrize("cut", ["the head", "the other"])
@@ -266,17 +340,112 @@ def test_a_taken_port_is_said_with_its_owner(tmp_path, two):
     taker = (
         "import socket, sys; server = socket.create_server(('', 29400)); print('ready', flush=True); sys.stdin.read()"
     )
-    import subprocess
+    with serving(two[0], taker) as pid, Run(tmp_path, COUNT, "--nnodes", "2", head=two[0]) as run:
+        err = ends(run.start(two[0], 0), 2)
+        assert err.count("\n") == 1
+        assert f"port 29400 on h0, where the nodes are to meet, is taken by pid {pid} (" in err
 
-    with subprocess.Popen(
-        [*two[0].enter, "python3", "-c", taker], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout.readline() == b"ready\n"
-        with Run(tmp_path, COUNT, "--nnodes", "2", head=two[0]) as run:
-            err = ends(run.start(two[0], 0), 2)
-            assert err.count("\n") == 1
-            assert f"port 29400 on h0, where the nodes are to meet, is taken by pid {process.pid} (" in err
-        process.stdin.close()
+
+STRANGERS = {
+    "a web server": """
+import http.server, sys, threading
+server = http.server.HTTPServer(("", 29400), http.server.BaseHTTPRequestHandler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+""",
+    "silence": """
+import socket, sys
+server = socket.create_server(("", 29400))
+""",
+    "a store of torch": """
+import sys
+from torch.distributed import TCPStore
+store = TCPStore("h0", 29400, is_master=True, wait_for_workers=False)
+""",
+}
+
+
+@contextlib.contextmanager
+def serving(host: Host, program: str) -> Iterator[int]:
+    """Run a program on a host that listens to port 29400 and lives until its standard input ends; yield its pid."""
+    words = [*host.enter, sys.executable, "-c", f"{program}\nprint('ready', flush=True); sys.stdin.read()"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            yield process.pid
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_what_answers_at_the_place_and_is_no_launch_is_named_in_seconds(tmp_path, two, stranger):
+    conf = ("--rdzv-conf", "join_timeout=8")
+    with serving(two[0], STRANGERS[stranger]), Run(tmp_path, COUNT, "--nnodes", "2", *conf, head=two[0]) as run:
+        began = time.monotonic()
+        alone = run.start(two[1], 1)
+        said(alone, "node 1: no launch of distrain answers at h0:29400 yet; waiting up to 8 s", 20)
+        err = ends(alone, 1, 20)
+        assert "node 1: what answers at h0:29400 is no launch of distrain. Is it " in err
+        assert ("Is it torchrun?" in err) == (stranger == "a store of torch")
+        assert "Traceback" not in err
+        assert time.monotonic() - began < 25
+
+
+def test_one_signal_ends_a_node_that_waits_for_what_is_no_launch(tmp_path, two):
+    with serving(two[0], STRANGERS["silence"]), Run(tmp_path, COUNT, "--nnodes", "2", head=two[0]) as run:
+        alone = run.start(two[1], 1)
+        said(alone, "no launch of distrain answers at h0:29400 yet; waiting up to 15 s", 20)
+        alone.process.terminate()
+        ends(alone, 143, 8)
+
+
+def test_a_head_that_does_not_have_the_address_says_so_at_once(tmp_path, two):
+    with Run(tmp_path, COUNT, "--nnodes", "2", "--rdzv-conf", "join_timeout=8", head=two[0]) as run:
+        wrong = run.start(two[1], 0)
+        said(wrong, r"warning: .* because --node-rank is 0 here, and h0 is no address of this host \(h1\)", 5)
+        err = ends(wrong, 1, 30)
+        assert "node 0: it has opened the place where all meet, and does not reach it itself at h0:29400" in err
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_node_rank_given_twice_is_refused_by_name(tmp_path, three, rank):
+    with Run(tmp_path, COUNT, "--nnodes", "3", head=three[0]) as run:
+        head = run.start(three[0], 0)
+        if rank == 1:
+            run.start(three[1], 1)
+        said(head, "1 of 3 nodes are here" if rank == 0 else "2 of 3 nodes are here", 30)
+        run.options += ["--name", "other"]
+        run.options[run.options.index("run")] = "other"
+        second = run.start(three[2], rank)
+        text = f"node rank {rank} is that of node {rank} (host h{rank}) already; give each node one of its own"
+        assert text in ends(second, 1, 30)
+        said(head, re.escape(f"node {rank} (host h2) was turned away: {text}"), 5)
+        assert head.process.poll() is None
+
+
+def test_a_node_lost_while_all_wait_is_said(tmp_path, three):
+    with Run(tmp_path, COUNT, "--nnodes", "3", head=three[0]) as run:
+        head, other = run.start(three[0], 0), run.start(three[1], 1)
+        said(other, "fewer than 3 nodes are here")
+        three[1].cut()
+        assert said(head, r"node 1 \(host h1\) has not been heard of for 10 s; it had no ranks yet", 15) < 15
+        ends(other, 1, 15)
+        head.process.terminate()
+        ends(head, 143, 15)
+
+
+def test_profiles_of_one_name_that_differ_are_said_on_both_nodes(tmp_path, two):
+    for name, level in (("h0", "WARN"), ("h1", "INFO")):
+        folder = tmp_path / name / "distrain/profiles"
+        folder.mkdir(parents=True)
+        (folder / "ours.toml").write_text(f'nnodes = "2"\ndevice = "cpu"\n[env]\nNCCL_DEBUG = "{level}"\n')
+    with Run(tmp_path, programs.TRAIN, "--profile", "ours", head=two[0]) as run:
+        lives = [
+            run.start(host, rank, env={"XDG_CONFIG_HOME": str(tmp_path / host.name)}) for rank, host in enumerate(two)
+        ]
+        for live, here, there in ((lives[0], "0 (host h0)", "1 (host h1)"), (lives[1], "1 (host h1)", "0 (host h0)")):
+            err = ends(live, 0)
+            text = f"the profile ours of node {here} is not that of node {there}: they differ in env.NCCL_DEBUG"
+            assert text in err[: err.index("together")]
 
 
 def test_nodes_of_different_versions_do_not_start(tmp_path, two):
@@ -306,17 +475,30 @@ def test_nodes_of_different_versions_do_not_start(tmp_path, two):
 
 def test_on_one_node_nothing_listens_beyond_the_loopback_interface(tmp_path):
     with hosts(1) as (host,):
-        (tmp_path / "train.py").write_text(programs.WAIT_FOR_SIGNALS)
+        (tmp_path / "train.py").write_text(COUNT)
         with host.launching(
             "--nproc", "2", "--run-dir", "run", "train.py", cwd=tmp_path, run_dir=tmp_path / "run"
         ) as live:
-            for rank in (0, 1):
-                live.wait_for_output("waiting", rank)
+            live.wait_for_output("world 2", rank=1)
             listening = host.listening()
-            assert listening
+            assert len(listening) >= 3, "the store, and each rank's gloo"
             assert all(address.startswith("127.0.0.1:") for address in listening), listening
-            live.process.terminate()
-            ends(live, 143)
+            (tmp_path / "stop").touch()
+            ends(live, 0)
+
+
+def test_where_launches_on_one_host_meet_at_its_loopback_interface_nothing_listens_beyond_it(tmp_path):
+    """As `mpirun` with a task for each rank does on one host."""
+    with hosts(1) as (host,), Run(tmp_path, COUNT, "--nnodes", "2", head=host) as run:
+        run.options[run.options.index("h0:29400")] = "127.0.0.1:29500"
+        lives = [run.start(host, rank) for rank in (0, 1)]
+        lives[1].wait_for_output("world 2", rank=1)
+        listening = host.listening()
+        assert "127.0.0.1:29500" in listening
+        assert all(address.startswith("127.0.0.1:") for address in listening), listening
+        (tmp_path / "stop").touch()
+        for live in lives:
+            ends(live, 0)
 
 
 def test_nodes_whose_own_names_lead_to_the_loopback_interface_train_together(tmp_path):

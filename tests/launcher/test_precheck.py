@@ -25,6 +25,10 @@ def meeting(**fields) -> Meeting:
     return Meeting(**(defaults | fields))
 
 
+def open_door(**fields):
+    return precheck.open_door(meeting(**fields), pytest.fail)
+
+
 @pytest.fixture
 def taken():
     with socket.create_server(("", 0)) as server:
@@ -44,11 +48,11 @@ def close(door) -> None:
 
 def test_a_name_that_does_not_resolve():
     with pytest.raises(UsageError, match=r"'no\.such\.host\.invalid' does not resolve on "):
-        precheck.open_door(meeting(host="no.such.host.invalid", node_rank=1))
+        open_door(host="no.such.host.invalid", node_rank=1)
 
 
 def test_the_port_is_held_and_nobody_answers_there_yet():
-    door = precheck.open_door(meeting(port=free_port()))
+    door = open_door(port=free_port())
     port = door.tcp.getsockname()[1]
     try:
         with pytest.raises(ConnectionRefusedError):
@@ -58,23 +62,51 @@ def test_the_port_is_held_and_nobody_answers_there_yet():
             with pytest.raises(OSError, match="in use"):
                 other.bind(("", port))
         with pytest.raises(UsageError, match="taken by another launch of distrain"):
-            precheck.open_door(meeting(port=port))
-        assert precheck.open_door(meeting(port=port, node_rank=None)) is None
+            open_door(port=port)
+        assert open_door(port=port, node_rank=None) is None
     finally:
         close(door)
 
 
+@pytest.mark.parametrize("nodes", [1, 2])
 @pytest.mark.parametrize("backend", ["c10d", "static"])
-def test_a_taken_port_is_told_with_its_owner(taken, backend):
+def test_a_taken_port_is_told_with_its_owner(taken, backend, nodes):
     with pytest.raises(UsageError, match=rf"port {taken} on .* is taken by pid {os.getpid()} \("):
-        precheck.open_door(meeting(port=taken, backend=backend))
+        open_door(port=taken, backend=backend, min_nodes=nodes, max_nodes=nodes)
+
+
+def test_where_nodes_meet_at_the_loopback_interface_the_port_is_held_there_only():
+    port = free_port()
+    for host, address in (("localhost", "127.0.0.1"), ("127.0.0.1", "127.0.0.1")):
+        door = open_door(host=host, port=port)
+        assert door.tcp.getsockname()[0] == address
+        close(door)
+    assert precheck.loopback_of(meeting(host="::1")) == "::1"
+    assert precheck.loopback_of(meeting(host=socket.gethostname())) == ""
+
+
+def test_what_is_hardly_meant_is_said():
+    said = []
+    door = precheck.open_door(meeting(host="192.0.2.1", port=free_port()), said.append)
+    close(door)
+    host = socket.gethostname()
+    (text,) = said
+    assert f"because --node-rank is 0 here, and 192.0.2.1 is no address of this host ({host})" in text
+    said.clear()
+    assert precheck.open_door(meeting(port=29400, min_nodes=1, max_nodes=3, node_rank=1), said.append) is None
+    assert said == ["the nodes meet at 127.0.0.1:29400, so only launches on this host can join"]
+    said.clear()
+    assert precheck.open_door(meeting(host="192.0.2.1", port=29400, min_nodes=1, max_nodes=1), said.append) is None
+    assert said == [
+        f"192.0.2.1 is no address of this host ({host}), where all ranks are; they meet at 127.0.0.1 instead"
+    ]
 
 
 def test_the_other_nodes_open_nothing(taken):
-    assert precheck.open_door(meeting(port=taken, node_rank=1)) is None
-    assert precheck.open_door(meeting(port=taken, conf={"is_host": "false"})) is None
-    assert precheck.open_door(meeting(port=taken, backend="etcd-v2")) is None
-    assert precheck.open_door(meeting(port=taken, min_nodes=1, max_nodes=1)) is None
+    assert open_door(port=taken, node_rank=1) is None
+    assert open_door(port=taken, conf={"is_host": "false"}) is None
+    assert open_door(port=taken, backend="etcd-v2") is None
+    assert open_door(port=0, min_nodes=1, max_nodes=1) is None
 
 
 def test_who_opens_the_place():
@@ -105,7 +137,7 @@ def test_the_closed_connections_of_a_run_do_not_keep_the_next_from_the_port():
 
     port = free_port()
     for _ in range(2):
-        door = precheck.open_door(meeting(port=port))
+        door = open_door(port=port)
         _let_next_run_have_port(door.tcp.fileno())
         door.tcp.listen()
         with socket.create_connection(("127.0.0.1", port)):

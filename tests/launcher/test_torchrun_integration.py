@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 
 import pytest
@@ -17,7 +18,8 @@ print(f"plum {rank}", file=sys.stderr)
 with open(f"{rank}.json", "w") as file:
     json.dump({"argv": sys.argv[1:], "role": os.environ["ROLE_NAME"], "local_rank": os.environ["LOCAL_RANK"],
                "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "restarts": os.environ["TORCHELASTIC_MAX_RESTARTS"],
-               "name": __name__, "path": sys.path[0]}, file)
+               "name": __name__, "path": sys.path[0], "run_id": os.environ["TORCHELASTIC_RUN_ID"],
+               "meet": f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"}, file)
 """
 
 
@@ -50,12 +52,28 @@ def test_options_that_shape_the_workers_and_their_logs(folder):
     assert shown == ["[0] apple 0", "[0] pear 0"]
     assert "plum 1" in done.stderr
     assert "plum 0" not in done.stderr
+    assert [each["run_id"] for each in said] == ["job7"] * 2
     (mirror,) = (folder / "logs").iterdir()
+    assert mirror.name.startswith("job7_")
     assert (mirror / "attempt_0/0/stdout.log").read_text() == "apple 0\npear 0\n"
     assert (mirror / "attempt_0/1/stderr.log").read_text() == "plum 1\n"
     filtered = (folder / "run/attempt-0/filtered_stdout.log").read_text()
     assert filtered.count("apple") == 2
     assert "pear" not in filtered
+
+
+def test_the_place_and_the_run_that_are_named_are_those_of_the_workers(folder):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    _, said = run(folder, "--master-port", port)
+    assert [each["meet"] for each in said] == [f"127.0.0.1:{port}"] * 2
+    _, said = run(folder, "--master-addr", "localhost", "--master-port", port)
+    assert [each["meet"] for each in said] == [f"localhost:{port}"] * 2
+    c10d = ("--rdzv-id", "j7", "--rdzv-backend", "c10d")
+    _, said = run(folder, *c10d, "--rdzv-endpoint", f"127.0.0.1:{port}")
+    assert [(each["meet"], each["run_id"]) for each in said] == [(f"127.0.0.1:{port}", "j7")] * 2
+    _, said = run(folder, *c10d, "--rdzv-endpoint", "localhost:0")
+    assert [each["run_id"] for each in said] == ["j7"] * 2
 
 
 def test_macros_and_run_path(folder):

@@ -110,3 +110,45 @@ def test_a_stranger_does_no_harm(head, join, noise):
         wait_until(lambda: head.num_here() == 1, 5)
     assert head.heard == member.heard == []
     assert head._thread.is_alive()
+
+
+@pytest.mark.parametrize("size", [0, 50_000])
+def test_what_does_not_fit_into_the_connection_is_sent_when_there_is_room(head, join, size):
+    """A reader that is slow for a moment must get every message whole, the last one too."""
+    member = join("a")
+    wait_until(lambda: head.num_here() == 1, 5)
+    member._head.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    head._peers[0].sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+    with member._lock:  # its thread cannot read
+        for number in range(20):
+            head.tell("failing", when=number, text="x" * size)
+        head.tell("failed", text="the last word")
+        assert bool(size) == bool(head._peers[0].unsent)
+    head.drain()
+    assert not head._peers[0].unsent
+    wait_until(lambda: "failed" in member.heard.ops(), 5)
+    assert [message.get("when") for _, message in member.heard] == [*range(20), None]
+
+
+def test_an_error_in_the_watch_is_told_and_the_others_see_it_end(head, join, capsys):
+    first, second = join("a"), join("b")
+    wait_until(lambda: head.num_here() == 2, 5)
+
+    def fail(op, message):
+        second.heard(op, message)
+        if op != "broken":
+            raise KeyError("when")
+
+    second.on_word = fail
+    first.tell("failing")
+    wait_until(lambda: "broken" in second.heard.ops(), 5)
+    assert second.heard[-1] == ("broken", {"error": "KeyError: 'when'"})
+    assert "in fail" in capsys.readouterr().err
+
+
+def test_where_nodes_meet_at_the_loopback_interface_the_watch_listens_there():
+    watch = Head(on_word=Heard(), timeout_s=0.5, admit=lambda message: None, address="127.0.0.1")
+    try:
+        assert watch._listener.getsockname()[0] == "127.0.0.1"
+    finally:
+        watch.close()

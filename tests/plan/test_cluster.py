@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from distrain.errors import UsageError
 from distrain.plan import Program, cluster, detect, resolve
+from distrain.plan.cluster.hosts import expand_counts, expand_hosts
 
 SCRIPT = Program(kind="script", target="train.py")
 
@@ -32,6 +35,35 @@ A_TASK_A_RANK = {
     "SLURM_PROCID": "5",
     "SLURM_LOCALID": "1",
 }
+SCRIPT_OF_A_GROUPED_JOB = {
+    "SLURM_JOB_ID": "2",
+    "SLURM_HET_SIZE": "2",
+    "SLURM_JOB_NODELIST": "n1",
+    "SLURM_JOB_NODELIST_HET_GROUP_0": "n1",
+    "SLURM_JOB_NODELIST_HET_GROUP_1": "n[2-3]",
+    "SLURM_NTASKS": "1",
+    "SLURM_TASKS_PER_NODE": "1",
+    "SLURM_PROCID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURMD_NODENAME": "n1",
+}
+"""As Slurm 22.05 sets them; the same for the next."""
+
+
+def a_step_of_a_grouped_job(hosts, num_tasks, rank, host):
+    return {
+        **SCRIPT_OF_A_GROUPED_JOB,
+        "SLURM_STEP_ID": "2",
+        "SLURM_STEP_NODELIST": hosts,
+        "SLURM_STEP_NUM_TASKS": str(num_tasks),
+        "SLURM_STEP_TASKS_PER_NODE": f"1(x{num_tasks})" if num_tasks > 1 else "1",
+        "SLURM_PROCID": str(rank),
+        "SLURM_NODEID": str(rank),
+        "SLURMD_NODENAME": host,
+    }
+
+
 OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "3",
     "OMPI_COMM_WORLD_SIZE": "4",
@@ -39,6 +71,8 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
     "OMPI_MCA_orte_hnp_uri": "123.0;tcp://10.0.0.1,192.168.0.1:4567",
 }
+OF_ONE_HOST = {"OMPI_COMM_WORLD_LOCAL_RANK": "3", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}
+HYDRA = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
 PODS = {
     "KUBERNETES_SERVICE_HOST": "10.96.0.1",
     "MASTER_ADDR": "job-master-0",
@@ -65,7 +99,20 @@ def a_machine_without_gpus(monkeypatch):
     ],
 )
 def test_host_lists(text, hosts):
-    assert cluster.expand_hosts(text) == hosts
+    assert expand_hosts(text) == hosts
+
+
+def test_counts_of_tasks():
+    assert expand_counts("2(x3),1") == [2, 2, 2, 1]
+    assert expand_counts("") == []
+
+
+@pytest.mark.parametrize("text", ["n[01-", "n[a-b]", "n[3-1]", "n[]", "n]", "n[1"])
+def test_what_is_no_list_of_hosts_is_an_error_that_names_the_variable(text):
+    with pytest.raises(UsageError, match=re.escape(f"SLURM_STEP_NODELIST is {text!r}; Slurm writes a list of hosts")):
+        cluster.find({**STEP, "SLURM_STEP_NODELIST": text})
+    with pytest.raises(UsageError, match="SLURM_JOB_NODELIST is "):
+        cluster.find({**JOB, "SLURM_JOB_NODELIST": text})
 
 
 @pytest.mark.parametrize(
@@ -104,25 +151,95 @@ def test_outside_of_jobs_there_is_none(environ):
     assert cluster.find(environ) is None
 
 
-def test_an_array_task_and_a_heterogeneous_job():
+@pytest.mark.parametrize(
+    ("environ", "scheduler"),
+    [
+        ({**STEP, **OPEN_MPI}, "MPI"),
+        ({**STEP, **HYDRA}, "MPI"),
+        ({**JOB, **OPEN_MPI}, "MPI"),
+        ({**STEP, "PMI_RANK": "1", "PMI_SIZE": "2", "PMI_JOBID": "4711.0"}, "Slurm"),  # srun --mpi=pmi2
+    ],
+)
+def test_processes_of_mpirun_in_an_allocation_are_one_world(environ, scheduler):
+    found = cluster.find(environ)
+    assert found.scheduler == scheduler
+    if scheduler == "MPI":
+        assert (found.nnodes, found.node_rank, found.head) == (4, 3, "gpu01")
+
+
+def test_only_what_belongs_to_one_run_alone_is_its_id():
+    key = {"OMPI_MCA_orte_precondition_transports": "87b6b4e9835a5822-9e6d9d317b04e406"}
+    again = {**OPEN_MPI, "OMPI_MCA_ess_base_jobid": "83886081", "PMIX_NAMESPACE": "83886081"}
+    ids = [cluster.find(each).run_id for each in (again, {**OPEN_MPI, **key}, {**again, **key})]
+    assert ids[0] == ""
+    assert len({*ids}) == 3
+    for environ in (HYDRA, PODS, {**PODS, "PYTORCHJOB_NAME": "again"}, TPU):
+        assert cluster.find(environ).run_id == ""
+        plan = resolve(SCRIPT, {"device": "cpu"}, environ={**environ, "MASTER_ADDR": "h"})
+        assert plan.meeting.run_id == "none"
+
+
+def test_a_job_and_its_steps_have_ids_of_their_own_that_a_requeued_job_has_again():
+    found = [cluster.find({**STEP, "SLURM_STEP_ID": step}) for step in ("0", "1", "4294967291")]
+    assert [each.run_id for each in found] == ["slurm-4711.0", "slurm-4711.1", "slurm-4711"]
+    assert len({each.port for each in found[:2]}) == 2
+    assert cluster.find({**STEP, "SLURM_RESTART_COUNT": "1"}).run_id == "slurm-4711.0"
     array = cluster.find({**STEP, "SLURM_ARRAY_JOB_ID": "4700", "SLURM_ARRAY_TASK_ID": "11"})
-    assert array.run_id == "slurm-4700_11"
-    groups = {
-        **STEP,
-        "SLURM_HET_SIZE": "2",
-        "SLURM_JOB_NODELIST_HET_GROUP_0": "cpu1",
-        "SLURM_JOB_NODELIST_HET_GROUP_1": "gpu[01-02]",
-        "SLURM_STEP_NUM_TASKS": "3",
-    }
-    found = cluster.find(groups)
-    assert (found.nnodes, found.node_rank, found.head) == (3, 2, "cpu1")
+    assert array.run_id == "slurm-4700_11.0"
+
+
+def test_derived_ports_are_none_that_linux_hands_out_or_torch_takes_by_default():
+    for job in (1, 12500, 123456789, 4294901760):
+        for step in (0, 1, 40):
+            port = cluster.find({**STEP, "SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)}).port
+            assert 20000 <= port < 29400
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        (SCRIPT_OF_A_GROUPED_JOB, (1, 0, ("n1",), 3)),
+        (a_step_of_a_grouped_job("n1", 1, 0, "n1"), (1, 0, ("n1",), 0)),
+        (a_step_of_a_grouped_job("n[2-3]", 2, 1, "n3"), (2, 1, ("n2", "n3"), 0)),
+        (a_step_of_a_grouped_job("n[1-3]", 3, 2, "n3"), (3, 2, ("n1", "n2", "n3"), 0)),
+    ],
+    ids=["the script", "group 0", "group 1", "both groups"],
+)
+def test_a_step_of_a_heterogeneous_job_is_on_its_own_hosts(environ, expected):
+    found = cluster.find(environ)
+    assert (found.nnodes, found.node_rank, found.hosts, found.only_here) == expected
+    assert found.head == found.hosts[0]
+
+
+@pytest.mark.parametrize(
+    ("environ", "hosts", "tasks"),
+    [
+        (A_TASK_A_RANK, ("gpu01",) * 4 + ("gpu02",) * 4, tuple((task, 4) for task in range(4)) * 2),
+        (
+            {**A_TASK_A_RANK, "SLURM_DISTRIBUTION": "cyclic", "SLURM_PROCID": "3"},
+            ("gpu01", "gpu02") * 4,
+            tuple((task, 4) for task in (0, 0, 1, 1, 2, 2, 3, 3)),
+        ),
+        ({**A_TASK_A_RANK, "SLURM_DISTRIBUTION": "plane"}, (), ()),
+        ({**A_TASK_A_RANK, "SLURM_PROCID": "2"}, (), ()),
+        (OPEN_MPI, (), ()),
+        ({**OPEN_MPI, **OF_ONE_HOST}, (), tuple((task, 4) for task in range(4))),
+    ],
+    ids=["block", "cyclic", "another order", "contradicted", "several hosts of mpirun", "one host"],
+)
+def test_where_the_other_tasks_are_is_told_where_it_is_known(environ, hosts, tasks):
+    found = cluster.find(environ)
+    assert (found.hosts, found.local_tasks) == (hosts, tasks)
 
 
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
         ({**A_TASK_A_RANK, "SLURM_STEP_TASKS_PER_NODE": "3(x2)"}, "Slurm's variables contradict each other: 8 tasks"),
+        ({**A_TASK_A_RANK, "SLURM_STEP_TASKS_PER_NODE": "4(x"}, r"SLURM_STEP_TASKS_PER_NODE is '4\(x'"),
         ({**STEP, "SLURM_STEP_NUM_TASKS": "two"}, "SLURM_STEP_NUM_TASKS is 'two'"),
+        ({**STEP, "SLURM_JOB_ID": "abc"}, "SLURM_JOB_ID is 'abc'; the scheduler sets a whole number there."),
+        ({**STEP, "SLURM_JOB_ID": "47²"}, "SLURM_JOB_ID is"),
         ({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "4"}, "Open MPI's variables contradict each other"),
         ({**PODS, "RANK": "3"}, "Kubernetes' variables contradict each other: RANK=3, WORLD_SIZE=3"),
         ({**TPU, "TPU_WORKER_ID": "2"}, "TPU_WORKER_ID is 2 and TPU_WORKER_HOSTNAMES names 2 hosts"),
@@ -141,9 +258,9 @@ def test_inside_an_allocation_no_flag_is_needed():
     plan = planned(STEP)
     meeting = plan.meeting
     assert (meeting.min_nodes, meeting.max_nodes, meeting.node_rank) == (2, 2, 1)
-    assert (meeting.backend, meeting.endpoint, meeting.run_id) == ("c10d", "gpu01:24711", "slurm-4711")
+    assert (meeting.backend, meeting.endpoint, meeting.run_id) == ("c10d", "gpu01:24711", "slurm-4711.0")
     assert plan.settings["nnodes"].origin == "detected"
-    assert plan.settings["nnodes"].detail == "Slurm job 4711, 2 nodes: gpu01, gpu02, one task a node"
+    assert plan.settings["nnodes"].detail == "Slurm job 4711, step 0, 2 nodes: gpu01, gpu02, one task a node"
 
 
 def test_a_task_for_each_rank_starts_one_worker():
@@ -156,6 +273,53 @@ def test_a_task_for_each_rank_starts_one_worker():
 def test_a_single_node_of_an_allocation_needs_no_meeting():
     assert planned(JOB).meeting is None
     assert planned(STEP, standalone="1").meeting is None
+
+
+def test_a_script_that_leaves_nodes_idle_is_told():
+    (warning,) = planned(JOB).warnings
+    assert warning.startswith(
+        "the allocation has 2 nodes, and the run uses this one alone: distrain was not started on"
+    )
+    for said in ({"standalone": "1"}, {"nnodes": "1"}):
+        assert planned(JOB, **said).warnings == ()
+    assert planned({**JOB, "SLURM_JOB_NODELIST": "gpu01"}).warnings == ()
+
+
+THREE = {**STEP, "SLURM_STEP_NODELIST": "gpu[01-03]", "SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_TASKS_PER_NODE": "1(x3)"}
+
+
+@pytest.mark.parametrize(("environ", "nnodes"), [(THREE, "2"), (THREE, "1:2"), (STEP, "1"), (A_TASK_A_RANK, "3")])
+def test_fewer_nodes_than_were_started_are_refused(environ, nnodes):
+    with pytest.raises(
+        UsageError, match=r"--nnodes: got '.*', and Slurm has started \d processes .* give --standalone"
+    ):
+        planned(environ, nnodes=nnodes)
+    assert planned(environ, standalone="1").meeting is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "nnodes", "expected"),
+    [(THREE, "3", (3, 3)), (THREE, "2:3", (2, 3)), (A_TASK_A_RANK, "2", (8, 8)), (A_TASK_A_RANK, "8", (8, 8))],
+)
+def test_as_many_as_were_started_may_be_said(environ, nnodes, expected):
+    meeting = planned(environ, nnodes=nnodes).meeting
+    assert (meeting.min_nodes, meeting.max_nodes) == expected
+
+
+def test_a_launch_inside_a_worker_is_a_run_of_its_own():
+    worker = {"RANK": "1", "TORCHELASTIC_RUN_ID": "x", "DISTRAIN_RUN_DIR": "/runs/x", "DISTRAIN_DEVICE": "cuda"}
+    plan = planned({**STEP, **worker})
+    assert (plan.meeting, plan.run_dir, plan.device) == (None, None, "cpu")
+    assert str(planned(worker, run_dir="/mine").run_dir) == "/mine"
+    assert str(planned({"DISTRAIN_RUN_DIR": "/runs/x"}).run_dir) == "/runs/x"
+
+
+def test_several_nodes_with_xla_devices_are_refused(monkeypatch):
+    monkeypatch.setattr(detect, "visible_chips", lambda environ: (4, "4 TPU chips"))
+    with pytest.raises(UsageError, match=r"device xla \(TPU_WORKER_ID\) runs on one node so far, and there are 2"):
+        planned(TPU)
+    plan = planned(TPU, standalone="1")
+    assert (plan.device, plan.nproc, plan.meeting) == ("xla", 4, None)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +343,11 @@ def test_a_single_node_of_an_allocation_needs_no_meeting():
             {"nnodes": "2", "rdzv_endpoint": "h", "rdzv_conf": "a"},
             "--rdzv-conf: got 'a'; give settings as key=value",
         ),
+        ({}, {"rdzv_conf": "node_timeout=abc"}, "--rdzv-conf: node_timeout: got 'abc'; give a number of seconds above"),
+        ({}, {"rdzv_conf": "node_timeout=0"}, "--rdzv-conf: node_timeout: got '0'"),
+        ({}, {"rdzv_conf": "x=1,join_timeout=1.5"}, "--rdzv-conf: join_timeout: got '1.5'; give a whole number"),
+        ({}, {"rdzv_backend": "c10"}, "--rdzv-backend: got 'c10'; valid are c10d, static, etcd, etcd-v2. Did you mean"),
+        ({"PET_RDZV_BACKEND": "zeus"}, {}, "PET_RDZV_BACKEND: got 'zeus'; valid are"),
     ],
 )
 def test_what_contradicts_the_allocation_or_itself_is_refused(environ, flags, message):

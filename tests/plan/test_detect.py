@@ -88,3 +88,28 @@ def test_xla_devices_are_counted_from_device_nodes(tmp_path, nodes, environ, exp
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert detect.visible_chips(environ, tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "bus", "environ", "expected"),
+    [
+        ([], (), {}, ""),
+        (["accel0", "accel1"], (), {}, "2 TPU chips"),
+        (["vfio/0", "vfio/1"], (("0x1ae0", "0x0063"),), {}, "2 TPU chips"),
+        (["vfio/0"], (("0x10de", "0x2330"), ("0x1ae0", "0x0042")), {}, ""),  # a GPU in a guest, Google's network card
+        (["accel0"], (), {"PJRT_DEVICE": "CPU"}, ""),
+        ([], (), {"PJRT_DEVICE": "TPU"}, "PJRT_DEVICE=TPU"),
+        ([], (), {"TPU_WORKER_ID": "0"}, "TPU_WORKER_ID"),
+    ],
+)
+def test_a_tpu_host_is_known_by_its_chips_or_its_variables(tmp_path, nodes, bus, environ, expected):
+    for node in nodes:
+        path = tmp_path / "dev" / node
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for slot, (vendor, device) in enumerate(bus):
+        folder = tmp_path / f"sys/bus/pci/devices/0000:00:0{slot}.0"
+        folder.mkdir(parents=True)
+        (folder / "vendor").write_text(f"{vendor}\n")
+        (folder / "device").write_text(f"{device}\n")
+    assert detect.tpu(environ, tmp_path) == expected

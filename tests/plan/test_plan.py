@@ -77,6 +77,52 @@ def test_more_ranks_than_gpus_is_an_error_that_says_so(gpus):
         planned(nproc="3", device="cuda")
 
 
+def test_more_ranks_than_gpus_that_only_happen_to_be_there_is_none(gpus):
+    gpus(2)
+    for device in (None, "auto"):
+        plan = planned(nproc="4", device=device)
+        assert (plan.nproc, plan.device) == (4, "cuda")
+        assert plan.warnings == ("4 ranks for 2 visible GPUs: ranks without a GPU of their own work on the CPU only",)
+    assert planned(nproc="4", device="cpu").warnings == planned(nproc="2").warnings == ()
+
+
+def test_a_tpu_host_needs_no_flag(gpus, monkeypatch):
+    monkeypatch.setattr(detect, "visible_chips", lambda environ: (4, "4 TPU chips"))
+    plan = planned(environ={"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "t0"})
+    assert (plan.device, plan.nproc) == ("xla", 4)
+    gpus(1)
+    assert planned(environ={"PJRT_DEVICE": "TPU"}).device == "cuda"
+
+
+def test_the_gpus_that_a_profile_leaves_visible_are_counted(tmp_path, monkeypatch):
+    (tmp_path / "p.toml").write_text('[env]\nCUDA_VISIBLE_DEVICES = "0,1"')
+    seen = []
+    monkeypatch.setattr(detect, "visible_gpus", lambda environ: seen.append(environ["CUDA_VISIBLE_DEVICES"]) or 2)
+    profile = {"profile": str(tmp_path / "p.toml")}
+    assert planned(**profile).nproc == 2
+    planned(environ={"CUDA_VISIBLE_DEVICES": "3"}, **profile)
+    assert seen == ["0,1", "3"]
+
+
+def test_a_filter_may_name_local_ranks_that_are_not_there(gpus):
+    plan = planned(local_ranks_filter="0, 5")
+    assert plan.shown.local_ranks == {0, 5}
+    assert plan.warnings == ("--local-ranks-filter: there is no local rank 5 among 1",)
+    with pytest.raises(UsageError, match="--local-ranks-filter: got '0,x'"):
+        planned(local_ranks_filter="0,x")
+
+
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("off", None), ("90", 90.0), ("0.5", 0.5)])
+def test_a_hang_is_looked_for_as_asked(gpus, text, value):
+    assert planned(hang_timeout=text).hang_timeout == value
+
+
+@pytest.mark.parametrize("text", ["never", "0", "-3", ""])
+def test_another_word_for_the_hang_timeout_is_an_error(gpus, text):
+    with pytest.raises(UsageError, match="give auto, a number of seconds above 0, or off"):
+        planned(hang_timeout=text)
+
+
 @pytest.mark.parametrize(
     ("nproc", "environ", "threads", "origin"),
     [
@@ -99,6 +145,8 @@ def test_every_setting_carries_its_origin(gpus):
     assert origins == {
         "device": "detected",
         "nproc": "flag",
+        "hang_timeout": "default",
+        "retry": "default",
         "max_restarts": "flag",
         "log_ranks": "flag",
         "fork_server": "default",

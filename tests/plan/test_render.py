@@ -11,7 +11,7 @@ import pytest
 
 from distrain.plan import Program, detect, render, resolve
 from distrain.rundir import ENV_RUN_DIR
-from tests.plan.test_cluster import STEP
+from tests.plan.test_cluster import A_TASK_A_RANK, JOB, OPEN_MPI, STEP
 
 PROFILES = Path(__file__).parents[2] / "launch/profiles"
 
@@ -63,3 +63,37 @@ def test_a_schedulers_variables_are_those_of_the_rank(made_up_machine):
     environment = data(plan, {**STEP, "SLURM_NTASKS": "2"})["ranks"][3]["environment"]
     assert (environment["RANK"], environment["SLURM_PROCID"], environment["SLURM_LOCALID"]) == ("3", "3", "1")
     assert environment["SLURM_NTASKS"] == "4"
+
+
+def test_with_a_task_a_rank_each_has_its_own_local_rank_and_host(made_up_machine):
+    said = data(resolve(PROGRAM, environ=A_TASK_A_RANK), A_TASK_A_RANK)
+    local = [(rank["environment"]["LOCAL_RANK"], rank["environment"]["LOCAL_WORLD_SIZE"]) for rank in said["ranks"]]
+    assert local == [(str(task), "4") for task in (0, 1, 2, 3, 0, 1, 2, 3)]
+    assert [node["host"] for node in said["nodes"]] == ["gpu01"] * 4 + ["gpu02"] * 4
+
+
+def test_what_only_the_scheduler_knows_is_not_made_up(made_up_machine):
+    plan = resolve(PROGRAM, environ=OPEN_MPI)
+    said = data(plan, OPEN_MPI)
+    local = [rank["environment"]["LOCAL_RANK"] for rank in said["ranks"]]
+    assert local == ["(as the scheduler places it)"] * 3 + ["1"]
+    assert [node["host"] for node in said["nodes"]] == [None, None, None, "here"]
+
+
+def test_on_xla_only_what_its_ranks_get_is_shown(made_up_machine):
+    environ = {"PJRT_DEVICE": "TPU", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
+    for rank in data(resolve(PROGRAM, {"device": "xla"}, environ=environ), environ)["ranks"]:
+        names = {name for name in rank["environment"] if name.startswith("TORCH")}
+        assert names == {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"}
+        assert rank["environment"]["MASTER_PORT"] == "29500"
+
+
+def test_a_profiles_variables_count_in_the_ranks_own(made_up_machine, tmp_path):
+    (tmp_path / "p.toml").write_text('[env]\nTORCH_NCCL_ASYNC_ERROR_HANDLING = "3"')
+    plan = resolve(PROGRAM, {"profile": str(tmp_path / "p.toml")}, environ={})
+    assert data(plan, {})["ranks"][0]["environment"]["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "3"
+
+
+def test_warnings_are_shown(made_up_machine):
+    said = data(resolve(PROGRAM, environ=JOB), JOB)
+    assert f"\nwarning: {said['warnings'][0]}\n" in render.as_text(said)

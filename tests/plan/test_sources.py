@@ -80,10 +80,27 @@ def test_an_empty_variable_is_not_set(tmp_path):
     assert planned(tmp_path, PET_NPROC_PER_NODE="").nproc == 1
 
 
-def test_torchs_own_variable_of_the_grace_is_weaker_than_all_others(tmp_path):
+def test_torchs_own_variable_of_the_grace_is_the_weakest_variable(tmp_path):
     environ = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "7"}
     assert planned(tmp_path, **environ).grace_s == 7
     assert planned(tmp_path, {"grace": "9"}, **environ).grace_s == 9
+    assert planned(tmp_path, PET_SHUTDOWN_TIMEOUT="8", **environ).grace_s == 8
+    plan = planned(tmp_path, profile="grace = 60", **environ)
+    assert (plan.grace_s, plan.settings["grace"].detail) == (7, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
+
+
+@pytest.mark.parametrize(
+    ("environ", "is_inherited"),
+    [
+        ({"RANK": "0", "TORCHELASTIC_RUN_ID": "x"}, True),
+        ({"RANK": "0"}, False),
+        ({"TORCHELASTIC_RUN_ID": "x"}, False),
+    ],
+)
+def test_what_a_worker_was_told_is_no_option_of_a_launch_in_it(environ, is_inherited):
+    told = {"DISTRAIN_RUN_DIR": "/runs/x", "DISTRAIN_DEVICE": "cuda", "DISTRAIN_NPROC": "2"}
+    expected = {"nproc"} if is_inherited else {"nproc", "run_dir", "device"}
+    assert set(given({}, {**environ, **told}, None)) == expected
 
 
 def test_every_option_is_listed_once_and_belongs_to_a_group():

@@ -26,7 +26,7 @@ import distrain
 import distrain.runtime
 import distrain.training
 
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0
 
 
 def train(model: torch.nn.Module) -> None:

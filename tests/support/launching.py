@@ -64,6 +64,14 @@ class Live:
     out: IO[bytes]
     err: IO[bytes]
 
+    def printed(self) -> str:
+        """Return what it has printed on standard error so far.
+
+        The file's position is the process's as well, so it is left alone: moving it back would have the process write
+        over what it wrote.
+        """
+        return os.pread(self.err.fileno(), os.fstat(self.err.fileno()).st_size, 0).decode()
+
     def wait_for(self, name: str, count: int = 1, deadline_s: float = 30) -> list[dict[str, Any]]:
         """Return the events called `name` once there are `count` of them."""
         return wait_until(

@@ -1,0 +1,110 @@
+"""How many ranks this node has, and on what they compute."""
+
+from __future__ import annotations
+
+import re
+
+from distrain.errors import UsageError, did_you_mean
+from distrain.plan import detect
+from distrain.plan.draft import Draft
+from distrain.plan.sources import Given
+
+__all__ = ["resolve_ranks"]
+
+DEVICES = ("auto", "cpu", "cuda", "xla")
+
+
+def resolve_ranks(draft: Draft) -> tuple[str, int]:
+    """Return the device and the number of ranks, and note them.
+
+    More ranks than GPUs is a mistake where the GPUs were asked for by name. Where they only happen to be there it is
+    none: scripts that use gloo start any number of ranks under torchrun.
+
+    Args:
+        draft: The plan in the making.
+
+    Raises:
+        UsageError: A value is not valid, or the machine does not have what was asked for.
+    """
+    gpus = detect.visible_gpus(draft.environ)
+    device = _device(draft, gpus)
+    nproc = _nproc(draft, device, gpus)
+    if device == "cuda" and nproc > gpus:
+        have = f"{nproc} ranks for {gpus} visible GPU{'s' * (gpus != 1)}"
+        if draft.settings["device"].origin != "detected":
+            raise UsageError(
+                f"{draft.found['nproc'].where}: got {have}; every rank needs a GPU of its own. Use --nproc {gpus} or "
+                "fewer, or --device cpu."
+            )
+        draft.warnings.append(f"{have}: ranks without a GPU of their own work on the CPU only")
+    return device, nproc
+
+
+def _device(draft: Draft, gpus: int) -> str:
+    said = draft.found.get("device")
+    if said is not None and said.text not in DEVICES:
+        raise UsageError(
+            f"{said.where}: got {said.text!r}; valid are {', '.join(DEVICES)}.{did_you_mean(said.text, DEVICES)}"
+        )
+    if said is None or said.text == "auto":
+        tpu = "" if gpus else detect.tpu(draft.environ)
+        device = "cuda" if gpus else "xla" if tpu else "cpu"
+        draft.note("device", device, "detected", tpu or f"{gpus} visible GPU{'s' * (gpus != 1)}")
+        return device
+    if said.text == "cuda" and not gpus:
+        raise UsageError(
+            f"{said.where} cuda: no NVIDIA GPU is visible here (no /dev/nvidia0, or CUDA_VISIBLE_DEVICES hides "
+            "it). Use --device cpu, or give the container its GPUs."
+        )
+    draft.given("device", said.text)
+    return said.text
+
+
+def _nproc(draft: Draft, device: str, gpus: int) -> int:
+    said, placement = draft.found.get("nproc"), draft.placement
+    if placement is not None and placement.local_task is not None:
+        if said is not None and said.text != "1":
+            raise UsageError(
+                f"{said.where}: got {said.text!r}, and {placement.scheduler} starts a process for each rank "
+                f"already ({placement.detail}). Leave it out, or start one process a node."
+            )
+        draft.note("nproc", 1, "detected", placement.detail)
+        return 1
+    if device == "xla":
+        return _nproc_of_xla(draft, said)
+    if said is None:
+        count = max(1, gpus) if device == "cuda" else 1
+        why = f"one per visible GPU ({gpus})" if device == "cuda" else "one process where no accelerator is used"
+        draft.note("nproc", count, "detected", why)
+        return count
+    got = said.text
+    if got == "cpu" or (got == "auto" and device != "cuda"):
+        count = detect.visible_cpus()
+        draft.given("nproc", count, f"{said.where} {got}: one per visible CPU")
+    elif got in ("auto", "gpu"):
+        if not gpus:
+            raise UsageError(f"{said.where} gpu: no NVIDIA GPU is visible here. Use --nproc cpu or a number.")
+        count = gpus
+        draft.given("nproc", count, f"{said.where} {got}: one per visible GPU")
+    elif re.fullmatch(r"[1-9]\d*", got):
+        count = int(got)
+        draft.given("nproc", count)
+    else:
+        raise UsageError(f"{said.where}: got {got!r}; give a number of processes of at least 1, or auto, cpu or gpu.")
+    return count
+
+
+def _nproc_of_xla(draft: Draft, said: Given | None) -> int:
+    """torch_xla starts the processes, and knows two ways: one for each chip, or one."""
+    chips, seen = detect.visible_chips(draft.environ)
+    if said is None or said.text in ("auto", str(chips)):
+        origin = "detected" if said is None else said.origin
+        draft.note("nproc", chips, origin, f"one per XLA device ({seen})")
+        return chips
+    if said.text != "1":
+        raise UsageError(
+            f"{said.where}: got {said.text!r} for device xla, where torch_xla starts one process for each of the "
+            f"devices ({chips} here: {seen}) or a single one; valid are auto, {chips} and 1."
+        )
+    draft.given("nproc", 1)
+    return 1
