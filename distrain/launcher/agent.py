@@ -91,8 +91,8 @@ def _run(job: AgentJob, channel: Channel) -> int:
     except LaunchError as error:
         if joining:
             joining.left(error)
-        code = error.exit_code if isinstance(error, EndedElsewhereError) else 1
-        channel.send("report", outcome="ended", error=str(error), code=code)
+        code, report = (error.exit_code, error.report) if isinstance(error, EndedElsewhereError) else (1, None)
+        channel.send("report", outcome="ended", error=str(error), code=code, report=report)
         return 1
     except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor must hear of it
         if joining:

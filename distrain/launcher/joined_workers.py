@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from distrain.launcher.nodes import NodesRendezvous
 from distrain.launcher.protocol import AgentJob, Channel
 from distrain.launcher.rank_logs import RunDirLogs
 from distrain.launcher.workers import WarmWorkers
-from distrain.supervision.failure import describe
+from distrain.supervision.classify import classify
+from distrain.supervision.failure import Standing, describe
+from distrain.supervision.logs import tail_lines
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.api import PContext, RunProcsResult
@@ -23,7 +26,20 @@ __all__ = ["JoinedWorkers", "joined_starter"]
 _HEARSAY_S = 0.5
 """How long to listen for word of an earlier failure elsewhere."""
 
+_VICTIMS_HEARSAY_S = 3.0
+"""The same for a failure that must have its cause elsewhere, such as a lost connection."""
+
+_LISTEN_S = 0.05
+_TAIL_LINES = 50
+
 _TAKEN_APART_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Failed:
+    standing: Standing
+    since_ns: int
+    record: dict[str, Any] | None
 
 
 class JoinedWorkers(WarmWorkers):
@@ -73,30 +89,44 @@ class JoinedWorkers(WarmWorkers):
         return None if self._is_collateral else super()._poll()
 
     def _judge(self) -> bool:
-        """Tell the others of our failure; return whether theirs came first."""
-        records = {rank: self._exception(rank) for rank in self._failures}
-        since_ns = {
-            rank: self._died_ns(rank) if record is None else record["monotonic_ns"] for rank, record in records.items()
-        }
-        root = min(since_ns, key=since_ns.__getitem__)
-        code = self._failures[root].exitcode
-        kind, message = describe(code, records[root])
-        age_s = (time.monotonic_ns() - since_ns[root]) / 1e9
+        """Tell the others of our failure; return whether theirs brought ours down."""
+        failures = {rank: self._failure(rank) for rank in self._failures}
+        root = min(failures, key=lambda rank: (-failures[rank].standing, failures[rank].since_ns))
+        failure, code = failures[root], self._failures[root].exitcode
+        kind, message = describe(code, failure.record)
+        age_s = (time.monotonic_ns() - failure.since_ns) / 1e9
         text = f"rank {self.envs[root]['RANK']}: {kind}: {message}"
-        return self._nodes.failing(text, code if code > 0 else 128 - code, age_s, self._end_and_listen)
+        exit_code = code if code > 0 else 128 - code
+        patience_s = _HEARSAY_S if failure.standing == Standing.CAUSE else _VICTIMS_HEARSAY_S
 
-    def _died_ns(self, local_rank: int) -> int:
-        """Return when a rank that raised nothing died, at the earliest.
+        def end_and_listen(heard: Callable[[], bool]) -> None:
+            self.close()
+            deadline = time.monotonic() + patience_s
+            while time.monotonic() < deadline and not heard():
+                time.sleep(_LISTEN_S)
 
-        Its sockets close while the kernel still takes it apart, so that ranks elsewhere raise before its exit is seen
-        here. Aborts are left as they are: libraries end so when they were cut off.
+        return self._nodes.failing(
+            text, exit_code, standing=failure.standing, age_s=age_s, end_and_listen=end_and_listen
+        )
+
+    def _failure(self, local_rank: int) -> _Failed:
+        """Return when a rank failed, and whether it may be the cause.
+
+        The sockets of a rank that died without raising close while the kernel still takes it apart, so that ranks
+        elsewhere raise before its exit is seen here: its death counts from the earliest moment possible. Aborts are
+        left as they are: libraries end so when they were cut off.
         """
-        aborted = self._failures[local_rank].exitcode == -signal.SIGABRT
-        return self._ended_ns[local_rank] - (0 if aborted else _TAKEN_APART_NS)
+        code, record = self._failures[local_rank].exitcode, self._exception(local_rank)
+        standing = classify(code, record, tail_lines(self._stderr(local_rank), _TAIL_LINES)).standing
+        aborted = code == -signal.SIGABRT
+        died_ns = self._ended_ns[local_rank] - (0 if aborted else _TAKEN_APART_NS)
+        return _Failed(standing=standing, since_ns=died_ns if record is None else record["monotonic_ns"], record=record)
 
-    def _end_and_listen(self) -> None:
-        self.close()
-        time.sleep(_HEARSAY_S)
+    def _told(self, verdict: Mapping[str, Any]) -> None:
+        self._nodes.report = verdict["report"]
+
+    def _stderr(self, local_rank: int) -> Path:
+        return Path(self.error_files[local_rank]).with_name("stderr.log")
 
     def _exception(self, local_rank: int) -> dict[str, Any] | None:
         try:

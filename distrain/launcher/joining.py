@@ -121,8 +121,9 @@ class Joining:
         membership = self._place.membership
         membership.ended.wait()
         if not membership.seen.wait(_STUCK_S) and membership.ending is not None:
+            ending = membership.ending
             self._channel.send(
-                "report", outcome="ended", error=str(membership.ending), code=membership.ending.exit_code
+                "report", outcome="ended", error=str(ending), code=ending.exit_code, report=ending.report
             )
 
     # The last word to the others.
@@ -146,7 +147,8 @@ class Joining:
         failure = None if self._nodes is None else self._nodes.failure
         if self._place is not None and failure is not None:
             token = self._place.facts.token
-            self._place.watch.tell("failed", token=token, text=failure[0], exit_code=failure[1])
+            report = None if self._nodes is None else self._nodes.report
+            self._place.watch.tell("failed", token=token, text=failure[0], exit_code=failure[1], report=report)
             self._place.watch.tell("leave", how="has left")
             self._place.watch.drain()
 

@@ -22,11 +22,13 @@ class EndedElsewhereError(LaunchError):
     Args:
         text: What happened.
         exit_code: The exit code that this node's launcher ends with.
+        report: The failure report of the node whose rank brought the run down, as in failure.json; None without one.
     """
 
-    def __init__(self, text: str, exit_code: int = 1) -> None:
+    def __init__(self, text: str, exit_code: int = 1, report: Mapping[str, Any] | None = None) -> None:
         super().__init__(text)
         self.exit_code = exit_code
+        self.report = report
 
 
 class Membership:
@@ -47,7 +49,7 @@ class Membership:
         self._admitted: dict[str, Facts] = {}
         self._gone: set[str] = set()
         self._done: set[str] = set()
-        self._failing: dict[str, float] = {}
+        self._failing: dict[str, tuple[int, float]] = {}
         self._ending: EndedElsewhereError | None = None
         self._changed = False
         self._newcomer_is_said = False
@@ -92,16 +94,18 @@ class Membership:
         for token in missing:
             self._lost(token, "has gone")
 
-    def is_collateral(self, token: str, since_s: float) -> bool:
-        """Whether ranks of another node were the first to fail, or a node was lost, so that ours fell with them.
+    def is_collateral(self, token: str, standing: int, since_s: float) -> bool:
+        """Whether ranks of another node brought ours down: they have the better claim, or a node was lost.
 
         Args:
             token: This node.
-            since_s: When ours failed, on the head's clock.
+            standing: How strongly our failure is held to be the cause, as `supervision.failure.Standing` counts.
+            since_s: When it was, on the head's clock.
         """
         with self._lock:
-            earlier = any((when_s, other) < (since_s, token) for other, when_s in self._failing.items())
-            return earlier or self._changed or self._ending is not None
+            ours = (-standing, since_s, token)
+            stronger = any((-theirs, when_s, other) < ours for other, (theirs, when_s) in self._failing.items())
+            return stronger or self._changed or self._ending is not None
 
     def can_restart(self) -> bool:
         """Whether enough nodes are left that have not finished: a node whose ranks ended well does not come again."""
@@ -132,11 +136,12 @@ class Membership:
                 self._end(f"{self.head_name} {message['how']}; the nodes meet there, so the run ends on this one")
         elif op == "failing" and message["round"] == self.round:
             with self._lock:
-                self._failing[message["token"]] = message["when"]
+                self._failing[message["token"]] = (message["standing"], message["when"])
         elif op == "restart" and message["round"] == self.round:
             self._restart(message)
         elif op == "failed":
-            self._end(f"{self._name(message['token'])} failed: {message['text']}", message["exit_code"])
+            text = f"{self._name(message['token'])} failed: {message['text']}"
+            self._end(text, message["exit_code"], message.get("report"))
         elif op == "done":
             with self._lock:
                 self._done.add(message["token"])
@@ -206,10 +211,10 @@ class Membership:
         elif message.get("text"):
             self._say(f"{self._name(message['token'])}: {message['text']}; all ranks start anew", elsewhere=True)
 
-    def _end(self, text: str, exit_code: int = 1) -> None:
+    def _end(self, text: str, exit_code: int = 1, report: Mapping[str, Any] | None = None) -> None:
         with self._lock:
             if self._ending is None:
-                self._ending = EndedElsewhereError(text, exit_code)
+                self._ending = EndedElsewhereError(text, exit_code, report)
         self.ended.set()
 
     def _name(self, token: str) -> str:

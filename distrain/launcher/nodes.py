@@ -15,7 +15,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -76,6 +76,8 @@ class NodesRendezvous(RendezvousHandler):
         self._say = say
         self.failure: tuple[str, int] | None = None
         """What this node's ranks last failed of, and the exit code that follows from it."""
+        self.report: Mapping[str, Any] | None = None
+        """The supervisor's report of it, for the other nodes."""
         self._inner = place.handler(parameters)
         self._using_inner = threading.Lock()
         self._worker_store: TCPStore | None = None
@@ -133,19 +135,28 @@ class NodesRendezvous(RendezvousHandler):
             self._place.watch.tell("restart", token=self._facts.token, round=self._membership.round, newcomer=True)
         return self._num_waiting
 
-    def failing(self, text: str, exit_code: int, age_s: float, end_and_listen: Callable[[], None]) -> bool:
+    def failing(
+        self,
+        text: str,
+        exit_code: int,
+        *,
+        standing: int,
+        age_s: float,
+        end_and_listen: Callable[[Callable[[], bool]], None],
+    ) -> bool:
         """Tell the others that ranks of this node failed; return whether the reason lies elsewhere.
 
         Args:
             text: Which rank, and of what.
             exit_code: The exit code that follows from it.
+            standing: How strongly it is held to be the cause, as `supervision.failure.Standing` counts.
             age_s: How long ago it was.
-            end_and_listen: Ends this node's other ranks, and leaves the others time to speak.
+            end_and_listen: Ends this node's other ranks, and leaves the others time to speak, until they have.
         """
         token, when_s = self._facts.token, self._place.now_s() - age_s
-        self._place.watch.tell("failing", token=token, round=self._membership.round, when=when_s)
-        end_and_listen()
-        if self._membership.is_collateral(token, when_s):
+        self._place.watch.tell("failing", token=token, round=self._membership.round, when=when_s, standing=standing)
+        end_and_listen(lambda: self._membership.is_collateral(token, standing, when_s))
+        if self._membership.is_collateral(token, standing, when_s):
             return True
         self.failure = (text, exit_code)
         return False

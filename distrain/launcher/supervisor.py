@@ -34,7 +34,7 @@ from distrain.plan.environment import shared_variables
 from distrain.plan.plan import Plan, interpreter_versions
 from distrain.rundir import ENV_RUN_DIR, RunDir, write_atomic
 from distrain.supervision import report
-from distrain.supervision.failure import Report, to_json
+from distrain.supervision.failure import Report, from_json, to_json
 from distrain.supervision.heartbeat import Board
 from distrain.supervision.logs import Console, PseudoTerminal, tail_lines
 from distrain.supervision.reaping import adopt_orphans, descendants, kill_descendants
@@ -260,7 +260,7 @@ class _Supervisor:
         if self._plan.max_restarts > 0 and self._plan.retry != "always":
             self._not_retried = why_not_again(blow, self._blow)
         self._blow = blow
-        self._control.send("verdict", retry=self._not_retried is None)
+        self._control.send("verdict", retry=self._not_retried is None, report=to_json(self._report))
 
     def _on_agent_note(self, message: dict[str, Any]) -> None:
         self._began_elsewhere |= message["elsewhere"]
@@ -388,7 +388,10 @@ class _Supervisor:
             self._say(f"failed after {took} · {where}")
         elif self._agent_report.get("outcome") == "ended":
             status, code = "failed", self._agent_report["code"]
-            self._say(self._agent_report["error"])
+            if self._agent_report.get("report"):
+                self._show(from_json(self._agent_report["report"]))
+            else:
+                self._say(self._agent_report["error"])
             self._say(f"failed after {took} · exit code {code} · {where}")
         elif self._agent_report.get("outcome") == "succeeded":
             status, code = "succeeded", 0
@@ -396,17 +399,21 @@ class _Supervisor:
         else:
             assert failure is not None, self._agent_report
             status, code = "failed", exit_code_of(failure)
-            try:
-                write_atomic(self._rundir.failure, json.dumps(to_json(failure), indent=2) + "\n")
-            except OSError as error:
-                self._say(f"warning: {_shown(self._rundir.failure)} could not be written: {error.strerror}")
-            self._console.say(report.render(failure))
+            self._show(failure)
             if self._not_retried is not None:
                 self._say(f"not started again: {self._not_retried} (--retry always does)")
             self._say(f"failed after {took} · exit code {code} · {where}")
         self._record.event("run_ended", {"status": status, "exit_code": code})
         self._record.update(status=status, exit_code=code, ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
         return code
+
+    def _show(self, failure: Report) -> None:
+        """Show why the run failed, and write it down."""
+        try:
+            write_atomic(self._rundir.failure, json.dumps(to_json(failure), indent=2) + "\n")
+        except OSError as error:
+            self._say(f"warning: {_shown(self._rundir.failure)} could not be written: {error.strerror}")
+        self._console.say(report.render(failure))
 
     def _say(self, text: str) -> None:
         self._console.say(f"distrain: {text}")

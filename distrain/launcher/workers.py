@@ -11,7 +11,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +164,12 @@ class WarmWorkers(PContext):
         self._channel.send("failed", attempt=self._attempt)
         while self._verdict is None:
             self._listen(None)
+        self._told(self._verdict)
         if not self._verdict["retry"]:
             raise NotRetriedError("this failure would only repeat itself")
+
+    def _told(self, verdict: Mapping[str, Any]) -> None:
+        """Take in what the supervisor makes of the failure; on one node nobody else needs it."""
 
     def pids(self) -> dict[int, int]:
         """Return the pid of each local rank. Torch asks as soon as it could end them."""

@@ -71,12 +71,20 @@ def test_the_head_takes_the_run_with_it_unless_the_ranks_have_finished(said):
 
 def test_the_first_to_fail_is_no_collateral(said):
     membership = make(said)
-    assert not membership.is_collateral("a", 5.0)
-    membership.take("failing", {"token": "b", "round": 0, "when": 4.0})
-    assert membership.is_collateral("a", 5.0)
-    assert not membership.is_collateral("a", 3.0)
-    membership.take("failing", {"token": "c", "round": 7, "when": 1.0})
-    assert not membership.is_collateral("a", 3.0)
+    assert not membership.is_collateral("a", 5, 5.0)
+    membership.take("failing", {"token": "b", "round": 0, "when": 4.0, "standing": 5})
+    assert membership.is_collateral("a", 5, 5.0)
+    assert not membership.is_collateral("a", 5, 3.0)
+    membership.take("failing", {"token": "c", "round": 7, "when": 1.0, "standing": 5})
+    assert not membership.is_collateral("a", 5, 3.0)
+
+
+def test_who_was_cut_off_is_no_cause_however_early(said):
+    membership = make(said)
+    membership.take("failing", {"token": "b", "round": 0, "when": 4.0, "standing": 2})
+    assert not membership.is_collateral("a", 5, 5.0)
+    membership.take("failing", {"token": "c", "round": 0, "when": 6.0, "standing": 5})
+    assert membership.is_collateral("b", 2, 4.0)
 
 
 def test_word_of_a_restart_counts_in_its_own_round_only(said):
