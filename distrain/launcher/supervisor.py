@@ -16,8 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import distrain
 from distrain.errors import EXIT_PREEMPTED, UsageError
 from distrain.launcher import precheck
+from distrain.launcher.incoming_signals import IncomingSignals
 from distrain.launcher.node_run_dir import open_run_dir
 from distrain.launcher.outcome import Outcome, exit_code_of
 from distrain.launcher.retry import Blow, why_not_again
@@ -32,10 +32,10 @@ from distrain.launcher.starting import agent_job, start_server
 from distrain.launcher.vigil import Standstill, Vigil
 from distrain.plan.environment import shared_variables
 from distrain.plan.plan import Plan, interpreter_versions
-from distrain.rundir import ENV_RUN_DIR, RunDir, write_atomic
+from distrain.plan.render import headline
+from distrain.rundir import ENV_RUN_DIR, write_atomic
 from distrain.supervision import report
 from distrain.supervision.failure import Report, from_json, to_json
-from distrain.supervision.heartbeat import Board
 from distrain.supervision.logs import Console, PseudoTerminal, tail_lines
 from distrain.supervision.reaping import adopt_orphans, descendants, kill_descendants
 from distrain.supervision.record import RunRecord
@@ -105,8 +105,7 @@ class _Supervisor:
         self._began_s = time.monotonic()
         self._console = Console(prefixed=plan.shown.only is None)
         self._terminal: PseudoTerminal | None = None
-        self._board = _board(plan, record.rundir)
-        self._vigil = Vigil(self._board, record.rundir, plan.hang_timeout)
+        self._vigil = Vigil(plan.nproc, record.rundir, plan.hang_timeout)
         self._host = socket.gethostname()
         self._outcome = Outcome(record.rundir, self._vigil)
         self._report: Report | None = None
@@ -116,7 +115,7 @@ class _Supervisor:
         self._not_retried: str | None = None
         self._agent_pid = 0
         self._agent_report: dict[str, Any] = {}
-        self._pending_signals: deque[int] = deque()
+        self._signals = IncomingSignals({*_ENDING, *plan.signals, "SIGWINCH"})
         self._stopped_by: int | None = None
         self._end_by_s = math.inf
         self._broken: list[str] = []
@@ -127,7 +126,7 @@ class _Supervisor:
         """Start, watch, end, and tell."""
         spare = frozenset(descendants(os.getpid()))
         adopt_orphans()
-        with self._signals() as wake_fd:
+        with self._signals.taken_over() as wake_fd:
             self._announce()
             try:
                 self._start()
@@ -158,9 +157,7 @@ class _Supervisor:
             status="running",
         )
         self._record.event("run_started", {"run_dir": str(self._rundir.root)})
-        ranks = f"{plan.nproc} rank{'s' * (plan.nproc != 1)} on {plan.device}"
-        threads = f"OMP_NUM_THREADS={plan.omp_num_threads} ({plan.settings['omp_num_threads'].detail})"
-        self._say(f"{_node(plan)}{ranks} · {threads} · run directory {_shown(self._rundir.root)}")
+        self._say(f"{headline(plan)} · run directory {_shown(self._rundir.root)}")
         for text in self._warnings:
             self._say(f"warning: {text}")
 
@@ -177,7 +174,7 @@ class _Supervisor:
         if self._door is not None:
             self._door.tcp.close()
         attempt = self._record.first_free_attempt()
-        board = "" if self._board is None else self._board.path
+        board = self._vigil.board
         job = agent_job(plan, env, self._rundir, self._shared_run_dir, attempt, terminals, board, door)
         self._control.send("start_agent", job=job)
 
@@ -314,39 +311,17 @@ class _Supervisor:
 
     # Signals.
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[int]:
-        """Take the signals over; yield a descriptor that becomes readable when one has come."""
-        read_fd, write_fd = os.pipe()
-        os.set_blocking(write_fd, False)
-        names = {*_ENDING, *self._plan.signals, "SIGWINCH"}
-        every = [signal.Signals[name] for name in sorted(names)]
-        ours = [sig for sig in every if signal.getsignal(sig) != signal.SIG_IGN]  # nohup
-        before = {sig: signal.signal(sig, self._on_signal) for sig in ours}
-        previous_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-        try:
-            yield read_fd
-        finally:
-            signal.set_wakeup_fd(previous_fd)
-            for sig, handler in before.items():
-                signal.signal(sig, handler)
-            os.close(read_fd)
-            os.close(write_fd)
-
-    def _on_signal(self, number: int, _frame: object) -> None:
-        if number != signal.SIGWINCH:
-            self._pending_signals.append(number)
-        elif self._terminal:
-            self._terminal.resize()
-
     def _obey_signals(self) -> None:
         """Pass the first signal on to the workers, by way of the agent; at the next one, end everything.
 
         Schedulers send SIGTERM once, and an agent can be stuck, so its time to end is limited here as well.
         """
-        while self._pending_signals:
-            number = self._pending_signals.popleft()
-            name = signal.Signals(number).name
+        for number in self._signals:
+            name = number.name
+            if number == signal.SIGWINCH:
+                if self._terminal:
+                    self._terminal.resize()
+                continue
             self._record.event("signal", {"signal": name})
             if number in (signal.SIGINT, signal.SIGQUIT) and sys.stderr.isatty():
                 self._console.break_line()  # the terminal has just echoed ^C
@@ -417,24 +392,6 @@ class _Supervisor:
 
     def _say(self, text: str) -> None:
         self._console.say(f"distrain: {text}")
-
-
-def _board(plan: Plan, rundir: RunDir) -> Board | None:
-    try:
-        return Board.create(plan.nproc, rundir.heartbeats)
-    except OSError:  # no memory left for it, or no room on the disk: the run does without
-        return None
-
-
-def _node(plan: Plan) -> str:
-    """Return how the first line names this node among several; nothing on a single one."""
-    meeting = plan.meeting
-    if meeting is None or meeting.max_nodes == 1:
-        return ""
-    node = "a node" if meeting.node_rank is None else f"node {meeting.node_rank}"
-    of = str(meeting.max_nodes)
-    of = of if meeting.min_nodes == meeting.max_nodes else f"{meeting.min_nodes} to {of}"
-    return f"{node} of {of}, meeting at {meeting.endpoint} ({meeting.backend}) · "
 
 
 def _shown(path: Path) -> str:

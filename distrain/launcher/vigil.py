@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 import time
 from collections.abc import Iterable, Mapping
@@ -48,13 +49,15 @@ class Vigil:
     """The workers of the present attempt.
 
     Args:
-        board: Where they show their progress; None where there is no board.
+        nproc: Local ranks.
         rundir: The run directory.
         timeout: As for `HangWatch`.
     """
 
-    def __init__(self, board: Board | None, rundir: RunDir, timeout: float | Literal["auto"] | None) -> None:
-        self._board = board
+    def __init__(self, nproc: int, rundir: RunDir, timeout: float | Literal["auto"] | None) -> None:
+        self._board: Board | None = None
+        with contextlib.suppress(OSError):  # no memory left for it, or no room on the disk: the run does without
+            self._board = Board.create(nproc, rundir.heartbeats)
         self._rundir = rundir
         self._timeout = timeout
         self._attempt = -1
@@ -62,6 +65,11 @@ class Vigil:
         self._watch = HangWatch(timeout)
         self._memory = OomWatch()
         self._looked_ns = 0
+
+    @property
+    def board(self) -> str:
+        """Where the workers show their progress; "" where they cannot."""
+        return "" if self._board is None else self._board.path
 
     def worker_started(self, message: Mapping[str, Any]) -> None:
         """Watch a worker, the first of a new attempt in place of those before it."""

@@ -9,9 +9,10 @@ from dataclasses import asdict
 from typing import Any
 
 from distrain.plan.environment import AT_START, rank_variables, shared_variables
+from distrain.plan.meeting import Meeting
 from distrain.plan.plan import Plan
 
-__all__ = ["as_data", "as_json", "as_text"]
+__all__ = ["as_data", "as_json", "as_text", "headline"]
 
 MOST_RANKS = 16
 """How many ranks the text shows one by one."""
@@ -138,3 +139,24 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[s
 
 def _range(numbers: list[int]) -> str:
     return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
+
+
+def headline(plan: Plan) -> str:
+    """Return the line that a launch begins with: which node of how many, its ranks, their threads.
+
+    Args:
+        plan: The plan.
+    """
+    ranks = f"{plan.nproc} rank{'s' * (plan.nproc != 1)} on {plan.device}"
+    threads = f"OMP_NUM_THREADS={plan.omp_num_threads} ({plan.settings['omp_num_threads'].detail})"
+    return " · ".join(filter(None, [_node(plan.meeting), ranks, threads]))
+
+
+def _node(meeting: Meeting | None) -> str:
+    """Return this node's name among several; nothing on a single one."""
+    if meeting is None or meeting.max_nodes == 1:
+        return ""
+    node = "a node" if meeting.node_rank is None else f"node {meeting.node_rank}"
+    of = str(meeting.max_nodes)
+    of = of if meeting.min_nodes == meeting.max_nodes else f"{meeting.min_nodes} to {of}"
+    return f"{node} of {of}, meeting at {meeting.endpoint} ({meeting.backend})"
