@@ -50,12 +50,12 @@ def resolve_endpoint(draft: Draft, backend: str, *, alone: bool) -> tuple[str, i
         said = [each for each in (address, port_said) if each is not None]
         draft.note("rdzv_endpoint", _joined(host, port), said[0].origin, " and ".join(each.where for each in said))
         return host, port
+    if alone:
+        return "127.0.0.1", 0
     if placement is not None and placement.head is not None:
         port = placement.port if port_said is None else port
         draft.note("rdzv_endpoint", _joined(placement.head, port), "detected", placement.detail)
         return placement.head, port
-    if alone:
-        return "127.0.0.1", 0
     raise UsageError(
         "several nodes need a place to meet: give --rdzv-endpoint HOST:PORT, an address of one of the nodes and a free "
         "port there, the same on all of them."

@@ -179,3 +179,9 @@ def test_a_command_and_no_fork_server_start_cold(gpus):
 def test_the_command_line_is_torchruns(program, tail, name):
     assert program.command[1:] == tail
     assert program.name == name
+
+
+def test_one_node_of_an_allocation_meets_nobody_and_listens_on_its_loopback_only():
+    environ = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_NUM_NODES": "1", "SLURM_PROCID": "0"}
+    plan = planned(rdzv_id="j7", rdzv_backend="c10d", environ=environ)
+    assert plan.meeting is None or (plan.meeting.host, plan.meeting.port) == ("127.0.0.1", 0)
