@@ -1,6 +1,8 @@
 """The engine: a loop over data that fires events.
 
-`DeterministicEngine` needs torch and is loaded on first use; the rest imports the standard library only.
+`DeterministicEngine` needs torch and is loaded on first use; the rest imports the standard library only. The steps and
+the factories of trainers, which ignite has in its module of this name, are built on the engine, not a part of it: the
+flat API of `distrain` has them, and a script that looks for them here is led there.
 """
 
 from __future__ import annotations
@@ -32,4 +34,8 @@ def __getattr__(name: str) -> Any:
         from distrain.engine.deterministic import DeterministicEngine
 
         return DeterministicEngine
+    import distrain
+
+    if name in distrain.__all__:
+        return getattr(distrain, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,22 +19,35 @@ import copy
 import functools
 import hashlib
 import itertools
-import random
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 
 from distrain.engine.engine import Engine
 from distrain.engine.events import Events
+from distrain.random_state import random_state, seed_all, set_random_state
 
 __all__ = ["DeterministicEngine", "ReproducibleBatchSampler", "keep_random_state", "update_dataloader"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+@runtime_checkable
+class KeepsItsPlace(Protocol):
+    """Data that know their own place: `iter()` goes on from it, and at the end of a pass with the next pass.
+
+    Such are the loaders of `distrain.dataloader` and torchdata's `StatefulDataLoader`. They are used as they are, and
+    their place is saved with the run.
+    """
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def state_dict(self) -> Any: ...
+    def load_state_dict(self, state_dict: Any, /) -> None: ...
 
 
 class ReproducibleBatchSampler(BatchSampler):
@@ -114,11 +127,11 @@ def keep_random_state(func: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(func)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        states = _get_rng_states()
+        state = random_state()
         try:
             return func(*args, **kwargs)
         finally:
-            _set_rng_states(states)
+            set_random_state(state)
 
     return wrapper
 
@@ -126,10 +139,13 @@ def keep_random_state(func: Callable[P, T]) -> Callable[P, T]:
 class DeterministicEngine(Engine):
     """An engine that gives a resumed run the batches that the uninterrupted run would have had.
 
-    Save `state_dict()` and load it into a new engine: the seed, the pass and the random states of Python, NumPy, torch
-    and every CUDA device are under "rng_states", as plain containers and tensors, which `torch.load` reads with
-    `weights_only=True`. A state dict with `rng_states=None` is placed by its iteration alone; seed torch the same way
-    before both runs then.
+    Save `state_dict()` and load it into a new engine: the seed, the pass, the place in the epoch and the random states
+    of Python, NumPy, torch and every CUDA device are under "rng_states", as plain containers and tensors, which
+    `torch.load` reads with `weights_only=True`. A state dict with `rng_states=None` is placed by its iteration alone;
+    seed torch the same way before both runs then.
+
+    Data that keep their own place, such as the loaders of `distrain.dataloader`, are iterated as they are: each pass,
+    also of a later run, is their next. Their place is under "rng_states" too; without it they begin where they are.
 
     Where CUDA is available, deterministic algorithms are asked of torch (with warnings where there are none) and
     cuDNN's benchmark mode is off.
@@ -150,6 +166,7 @@ class DeterministicEngine(Engine):
         self._pass = -1
         self._pass_start = 0
         self._generator_states: list[torch.Tensor] = []
+        self._data_start: Any = None
         self.add_event_handler(Events.STARTED, self._init_run)
 
     def state_dict(self) -> OrderedDict[str, Any]:
@@ -158,13 +175,23 @@ class DeterministicEngine(Engine):
         state_dict["rng_states"] = {
             "seed": self.state.seed,
             "pass": [self._pass, self._pass_start],
+            "place": [self.state.iteration, *self.place],
             "generators": [
                 [before, generator.get_state()]
                 for before, generator in zip(self._generator_states, self._generators(), strict=False)
             ],
-            **_get_rng_states(),
+            **random_state(),
         }
+        if isinstance(data := self.state.dataloader, KeepsItsPlace):
+            state_dict["rng_states"]["data"] = [self._data_start, data.state_dict()]
         return state_dict
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """As `Engine.load_state_dict`; what `state_dict` put under "rng_states" is used when the run goes on."""
+        super().load_state_dict(state_dict)
+        iteration, *place = self._saved().get("place", (None,))
+        if iteration == self.state.iteration:
+            self.place = tuple(place)
 
     def set_data(self, data: Iterable[Any]) -> None:
         """As `Engine.set_data`; a pass over the new data begins."""
@@ -196,6 +223,7 @@ class DeterministicEngine(Engine):
             number, had = divmod(state.iteration, length) if length else (0, state.iteration)
         else:
             has_ended = had == length
+            self._restore_data(saved, replay=self.replay and not has_ended)
             if has_ended:
                 number, had = number + 1, 0
             for generator, (before, now) in zip(self._generators(), saved["generators"], strict=False):
@@ -204,7 +232,13 @@ class DeterministicEngine(Engine):
         if had > 0 and getattr(state, "rng_states", None) is not None:
             _set_rng_states(state.rng_states)
         state.rng_states = None
-        self._init_iter = state.iteration if state.epoch_length is None else state.iteration % state.epoch_length
+        self._init_iter = self._iterations_had()
+
+    def _restore_data(self, saved: Mapping[str, Any], *, replay: bool) -> None:
+        """Put data that keep their place where they were, or, to replay a pass, where it began."""
+        if "data" in saved and isinstance(data := self.state.dataloader, KeepsItsPlace):
+            self._data_start, now = saved["data"]
+            data.load_state_dict(self._data_start if replay else now)
 
     def _setup_dataloader_iter(self) -> None:
         self._prepare_data()
@@ -218,7 +252,9 @@ class DeterministicEngine(Engine):
                 "Deterministic engine does not support the option of data=None. Please, provide data as iterable"
             )
         self._dataloader_len = self._get_data_length(data)
-        if not isinstance(data, DataLoader) or isinstance(getattr(data, "dataset", None), IterableDataset):
+        if isinstance(data, KeepsItsPlace) or not isinstance(data, DataLoader):
+            return
+        if isinstance(getattr(data, "dataset", None), IterableDataset):
             return
         if hasattr(data.sampler, "epoch") and self._dataloader_len not in (None, self.state.epoch_length):
             warnings.warn(
@@ -246,10 +282,12 @@ class DeterministicEngine(Engine):
         if iter_counter is not None and iter_counter <= 0:
             raise ValueError(f"iter_counter should be positive value, got {iter_counter}")
         number = self._pass if iter_counter is None else self.state.iteration // iter_counter
-        _seed_all(cast(int, self.state.seed) + number)
+        seed_all(cast(int, self.state.seed) + number)
 
     def _iterate(self, had: int) -> Iterator[Any]:
         data = cast(Iterable[Any], self.state.dataloader)
+        if isinstance(data, KeepsItsPlace):
+            return self._iterate_from_its_place(data, had)
         batch_sampler = getattr(data, "batch_sampler", None)
         if isinstance(batch_sampler, ReproducibleBatchSampler):
             batch_sampler.start_iteration = None if self.replay else had
@@ -263,6 +301,16 @@ class DeterministicEngine(Engine):
             batch_sampler.start_iteration = None
         else:
             batches = iter(data)
+        return self._fetch_again(data, batches, had)
+
+    def _iterate_from_its_place(self, data: KeepsItsPlace, had: int) -> Iterator[Any]:
+        batches = iter(data)
+        if had == 0:
+            self._data_start = data.state_dict()
+        is_at_start = had > 0 and self.replay and self._data_start is not None
+        return self._fetch_again(data, batches, had if is_at_start else 0)
+
+    def _fetch_again(self, data: Iterable[Any], batches: Iterator[Any], had: int) -> Iterator[Any]:
         if had:
             self.logger.info(
                 "Resuming by fetching the %d batches before iteration %d again.", had, self.state.iteration
@@ -291,59 +339,17 @@ class DeterministicEngine(Engine):
 
 
 def _get_rng_states() -> dict[str, Any]:
-    """Return the random states of Python, torch, NumPy and each CUDA device, as plain containers and tensors."""
-    states: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    try:
-        import numpy as np
-    except ImportError:
-        pass
-    else:
-        name, key, *rest = np.random.get_state()  # the global generator is the one to save
-        states["numpy"] = (name, cast(Any, key).tolist(), *rest)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    return states
+    return random_state()
 
 
 def _set_rng_states(states: Mapping[str, Any] | Sequence[Any]) -> None:
-    """Set random states, ours or the list `[python, torch, numpy]` that ignite saves."""
-    if isinstance(states, Sequence):
-        if isinstance(states, list):
-            states[1] = states[1].cpu()
+    """Set random states: ours, or the list `[python, torch, numpy]` that ignite saves."""
+    if not isinstance(states, Mapping):
         states = dict(zip(("python", "torch", "numpy"), states, strict=False))
-    random.setstate(states["python"])
-    torch.set_rng_state(states["torch"].cpu())
-    if "numpy" in states:
-        try:
-            import numpy as np
-        except ImportError:
-            pass
-        else:
-            name, key, *rest = states["numpy"]
-            np.random.set_state((name, np.asarray(key, dtype=np.uint32), *rest))
-    if states.get("cuda") and torch.cuda.is_available():
-        saved = states["cuda"]
-        if len(saved) != torch.cuda.device_count():
-            warnings.warn(
-                f"Random states of {len(saved)} CUDA devices were saved and {torch.cuda.device_count()} are visible: "
-                "the first ones are set.",
-                stacklevel=2,
-            )
-        for device, state in zip(range(torch.cuda.device_count()), saved, strict=False):
-            torch.cuda.set_rng_state(state.cpu(), device)
+    set_random_state(states)
 
 
 def _repr_rng_state(states: Mapping[str, Any] | Sequence[Any]) -> str:
     """Return a short fingerprint of each random state, to compare two by eye."""
     values = states.values() if isinstance(states, Mapping) else states
     return " ".join(hashlib.sha256(str(list(value)).encode()).hexdigest()[:12] for value in values)
-
-
-def _seed_all(seed: int) -> None:
-    random.seed(seed)
-    torch.manual_seed(seed)
-    try:
-        import numpy as np
-    except ImportError:
-        return
-    np.random.seed(seed % 2**32)  # user code and libraries draw from the global generator

@@ -137,6 +137,8 @@ class Engine(EventSource):
         self._init_iter: int | None = None
         self._internal_run_generator: Generator[State, None, State] | None = None
         self._before_epoch = 0
+        self._is_in_epoch = False
+        self._placed: tuple[int, int] | None = None
         self._suspended_s = 0.0
         self._is_reporting = False
         self._signalled = False
@@ -253,6 +255,7 @@ class Engine(EventSource):
             raise ValueError("Input data has zero size. Please provide non-empty data")
         self._drop_suspended_run()
         state.iteration = state.epoch = 0
+        self._is_in_epoch, self._placed = False, None
         state.epoch_length = epoch_length
         state.max_iters = max_iters
         state.max_epochs = 1 if max_epochs is None and max_iters is None else max_epochs
@@ -336,6 +339,29 @@ class Engine(EventSource):
         return state.iteration in {state.max_iters, self._before_epoch + (state.epoch_length or math.inf)}
 
     @property
+    def place(self) -> tuple[int, int]:
+        """The epochs that are over, and the iterations that the next one has had.
+
+        `iteration` and `epoch_length` say the same, unless a handler has ended an epoch early. `state_dict()` does not
+        hold it, as ignite's does not; who saves it beside sets it after `load_state_dict()`, and the next run goes on
+        from there.
+        """
+        state = self.state
+        if not self._is_in_epoch:
+            return state.epoch, self._had_as_placed() or 0
+        had = state.iteration - self._before_epoch
+        return (state.epoch, 0) if had == state.epoch_length else (state.epoch - 1, had)
+
+    @place.setter
+    def place(self, place: tuple[int, int]) -> None:
+        self.state.epoch, had = place
+        self._is_in_epoch, self._placed = False, (self.state.iteration, had)
+
+    def _had_as_placed(self) -> int | None:
+        """Return what `place` was set to; None where it was not, or the count was moved since."""
+        return self._placed[1] if self._placed is not None and self._placed[0] == self.state.iteration else None
+
+    @property
     def state_dict_user_keys(self) -> list[str]:
         """Names of further attributes of the state that `state_dict` saves; append to it."""
         return self._state_dict_user_keys
@@ -384,7 +410,8 @@ class Engine(EventSource):
         for key in self._state_dict_user_keys:
             setattr(state, key, state_dict[key])
         state.epoch_length = state_dict["epoch_length"]
-        state.iteration, state.epoch = iteration, epoch
+        state.iteration = iteration
+        self.place = epoch, iteration - epoch * (state.epoch_length or 0)
         state.max_epochs = goal if goals[0] == "max_epochs" else None
         state.max_iters = goal if goals[0] == "max_iters" else None
 
@@ -422,8 +449,14 @@ class Engine(EventSource):
     def _setup_engine(self) -> None:
         self._setup_dataloader_iter()
         if self._init_iter is None:
-            done, length = self.state.iteration, self.state.epoch_length
-            self._init_iter = done if length is None else done % length
+            self._init_iter = self._iterations_had()
+
+    def _iterations_had(self) -> int:
+        """Return the iterations that the epoch has had before the data starts."""
+        if (placed := self._had_as_placed()) is not None:
+            return placed
+        done, length = self.state.iteration, self.state.epoch_length
+        return done if length is None else done % length
 
     def _drop_suspended_run(self) -> None:
         if self._internal_run_generator is not None:
@@ -474,7 +507,7 @@ class Engine(EventSource):
 
     def _internal_run(self) -> Generator[State, None, State]:
         self._clear_signals()
-        self._is_reporting = False
+        self._is_reporting = self._is_in_epoch = False
         self._suspended_s = 0.0
         state = self.state
         state.times[Events.EPOCH_COMPLETED.name] = state.times[Events.COMPLETED.name] = 0.0
@@ -508,13 +541,16 @@ class Engine(EventSource):
         return self.state
 
     def _run_epoch(self) -> Generator[State, None, None]:
+        had = self.place[1]
         self.state.epoch += 1
+        self._is_in_epoch, self._before_epoch = True, self.state.iteration - had
         started = self._clock()
         self._fire_event(Events.EPOCH_STARTED)
         yield from self._obey_signals()
         if self._dataloader_iter is None:
             self._setup_engine()
         yield from self._run_iterations()
+        self._is_in_epoch, self._placed = False, None
         epoch_s = self._clock() - started
         self.state.times[Events.EPOCH_COMPLETED.name] = epoch_s
         if self.should_terminate_single_epoch != "skip_epoch_completed":
@@ -606,7 +642,9 @@ class Engine(EventSource):
             self._setup_dataloader_iter()
         except _TerminateRun:
             raise
-        except Exception as error:  # noqa: BLE001  # raised again unless EXCEPTION_RAISED has handlers
+        except Exception as error:
+            if not table["EXCEPTION_RAISED"]:
+                raise  # `_internal_run` reports it
             self._handle_exception(error)
 
     def _learn_epoch_length(self, count: int) -> None:
@@ -660,8 +698,8 @@ def _progress_of(state_dict: Mapping[str, Any]) -> tuple[int, int]:
         return 0, 0
     if epoch_length is None or epoch_length <= 0:
         raise ValueError(
-            "epoch_length must be a positive integer to calculate missing 'iteration' or 'epoch' key. "
-            f"Input state_dict: {state_dict}"
+            "epoch_length must be a positive integer to calculate missing 'iteration' or 'epoch' key, but "
+            f"{present}={done!r} and epoch_length={epoch_length!r}. Input state_dict: {list(state_dict)}"
         )
     return (done * epoch_length, done) if present == "epoch" else (done, done // epoch_length)
 

@@ -286,3 +286,11 @@ def _both(first: EventFilter | None, second: EventFilter | None) -> EventFilter 
     if first is None or second is None:
         return second if first is None else first
     return lambda engine, event: first(engine, event) and second(engine, event)
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("RemovableEventHandle", "State"):  # built on this module, and in ignite's of this name
+        from distrain import engine
+
+        return getattr(engine, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import random
-
-import torch
-
+from distrain.random_state import seed_all
 from distrain.runtime import xla
 
 __all__ = ["seed_everything"]
@@ -26,12 +23,6 @@ def seed_everything(seed: int) -> None:
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}; it must be from 0 to {2**32 - 1}, the range that NumPy's generator takes.")
-    random.seed(seed)
-    torch.manual_seed(seed)
+    seed_all(seed)
     if xla.is_in_use():
         xla.set_random_state(seed)
-    try:
-        import numpy as np
-    except ImportError:
-        return
-    np.random.seed(seed)  # users' transforms draw from the global generator

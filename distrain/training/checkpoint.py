@@ -16,7 +16,7 @@ import secrets
 import shutil
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,16 @@ from distrain.rundir import RunDir, step_of
 from distrain.runtime import current_world, from_main, gather_on_main, rank_and_size
 from distrain.supervision import heartbeat
 from distrain.training.checks import positive_int
+from distrain.training.progress import place_of
 from distrain.training.random_state import random_state, set_random_state
-from distrain.training.stopping import StopOnSignals, is_end_of_epoch
+from distrain.training.stopping import StopOnSignals
 from distrain.training.wrapping import unwrap
 
 __all__ = ["Checkpointer"]
 
 STATE, META = "state.pt", "meta.json"
 DRAFT, DAMAGED = ".draft-", "damaged-"
-FORMAT = 1
+FORMAT = 2
 OF_THE_TRAINER = ("scaler", "apex")
 """What a trainer keeps in its state and every rank has alike."""
 
@@ -78,7 +79,7 @@ class Checkpointer:
         self._directory = None if directory is None else Path(os.path.abspath(directory))
         self._objects: dict[str, Any] = {}
         self._number = 0
-        self._saved_step: int | None = None
+        self._saved_at: tuple[int, tuple[int, int]] | None = None
         self._stop = StopOnSignals(self._save_at_stop) if stop_on_signals else None
 
     @property
@@ -102,7 +103,8 @@ class Checkpointer:
 
         The trainer's own progress is set when its run starts, so `run(loader, max_epochs=5)` goes on to epoch 5, also
         when the checkpoint was a finished run of 3. A checkpoint that cannot be read is set aside with a warning, and
-        the one before it is taken. Random states come back on each rank when the world size is the same.
+        the one before it is taken. Where the world size is the same, each rank gets back its own random states
+        and what it had in the trainer's state dict; else all get rank 0's, and start with random states of their own.
 
         Args:
             trainer: The trainer; its progress, `state.scaler` and `state.apex` are saved by themselves. So is
@@ -146,9 +148,10 @@ class Checkpointer:
         """
         state = trainer.state
         window = getattr(state, "accumulation", None)
-        gathered = gather_on_main((random_state(), None if window is None else window.state_dict()))
-        windows = [each for _, each in gathered if each is not None]
-        self._saved_step = state.iteration
+        mine = (dict(trainer.state_dict()), random_state(), None if window is None else window.state_dict())
+        gathered = gather_on_main(mine)
+        windows = [each for *_, each in gathered if each is not None]
+        self._saved_at = state.iteration, place_of(trainer)
         if rank_and_size()[0] != 0:
             return
         self._number += 1
@@ -158,13 +161,14 @@ class Checkpointer:
             "step": state.iteration,
             "epoch": state.epoch,
             "epoch_length": state.epoch_length,
+            "place": place_of(trainer),
             "world_size": rank_and_size()[1],
         }
         content = {
             "meta": meta,
             "objects": {name: each.state_dict() for name, each in self._objects.items()},
-            "trainer": dict(trainer.state_dict()),
-            "random": [each for each, _ in gathered],
+            "trainer": [each for each, *_ in gathered],
+            "random": [each for _, each, _ in gathered],
             # Between windows there is nothing to go on with.
             "windows": windows if any(each["held"] for each in windows) else [],
         }
@@ -173,7 +177,7 @@ class Checkpointer:
             self._prune()
 
     def _save_inside_epoch(self, trainer: Engine) -> None:
-        if not self._is_stopping() and not is_end_of_epoch(trainer.state):
+        if not self._is_stopping() and place_of(trainer)[1] != 0:  # else the epoch's end saves
             self.save(trainer)
 
     def _save_at_epoch(self, trainer: Engine) -> None:
@@ -181,7 +185,7 @@ class Checkpointer:
             self.save(trainer)
 
     def _save_at_end(self, trainer: Engine) -> None:
-        if self._saved_step != trainer.state.iteration:
+        if self._saved_at != (trainer.state.iteration, place_of(trainer)):
             self.save(trainer)
 
     def _is_stopping(self) -> bool:
@@ -249,9 +253,11 @@ class Checkpointer:
         rank, world_size = rank_and_size()
         if meta["world_size"] == world_size:
             set_random_state(content["random"][rank])
+            progress = content["trainer"][rank]
+        else:
+            progress = _without_random_states(content["trainer"][0])
         self._resume_window(trainer, content["windows"], path)
         self.resumed_from = path
-        progress = content["trainer"]
 
         def set_once(engine: Engine) -> None:
             handle.remove()
@@ -286,9 +292,9 @@ class Checkpointer:
             progress.pop(goal, None)
         goal = "max_epochs" if state.max_iters is None else "max_iters"
         progress[goal] = getattr(state, goal)
+        done, inside = meta["place"]
         then, now = meta["epoch_length"], state.epoch_length
         if now is not None and then is not None and now != then:
-            done, inside = divmod(meta["step"], then)
             if inside:
                 raise CheckpointError(
                     f"The checkpoint was taken inside an epoch, after {inside} of its {then} iterations, and an epoch "
@@ -297,12 +303,21 @@ class Checkpointer:
                 )
             progress["iteration"] = done * now
             progress["epoch_length"] = now
-        self._saved_step = progress["iteration"]
+            progress = _without_random_states(progress)
         trainer.load_state_dict(progress)
+        if isinstance(trainer, Engine):
+            trainer.place = done, inside
+        self._saved_at = state.iteration, place_of(trainer)
 
     def _prune(self) -> None:
         for path in _in_order(self.directory)[: -self.keep]:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _without_random_states(progress: dict[str, Any]) -> dict[str, Any]:
+    """Return a trainer's progress for another division of the data: of a deterministic one only the seed is kept."""
+    saved = progress.get("rng_states")
+    return {**progress, "rng_states": {"seed": saved["seed"]}} if isinstance(saved, Mapping) else progress
 
 
 def _in_order(directory: Path) -> list[Path]:

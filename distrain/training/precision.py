@@ -65,22 +65,25 @@ def checked_dtype(amp_dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def choose_scaler(
-    scaler: bool | torch.amp.GradScaler,  # noqa: FBT001  # the specification has it so
+    scaler: bool | torch.amp.GradScaler | None,  # noqa: FBT001  # the specification has it so
     amp_mode: str | None,
     device: torch.device,
 ) -> torch.amp.GradScaler | None:
     """Return the scaler to use: the user's own, a new one for the device when True, none when False.
 
     Args:
-        scaler: What the user gave.
+        scaler: What the user gave; None is False.
         amp_mode: The mode; apex scales by itself, and a scaler is ignored with it.
         device: Where the model computes.
 
     Raises:
         ValueError: A scaler was given where there is nothing to scale.
+        TypeError: It is no scaler.
     """
-    if not scaler:
+    if scaler is None or scaler is False:
         return None
+    if scaler is not True and not isinstance(scaler, torch.amp.GradScaler):
+        raise TypeError(f"scaler is {scaler!r}; it must be True, False or a torch.amp.GradScaler.")
     if amp_mode == "apex":
         warnings.warn("scaler is ignored with amp_mode='apex': apex scales the loss itself.", stacklevel=3)
         return None

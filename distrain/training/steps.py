@@ -1,6 +1,8 @@
 """The steps that an engine can run on a batch: four that train, two that evaluate, and their default parts.
 
-All four that train are one step, drawn in `training_step`, with another mechanism.
+All four that train are one step, drawn in `training_step`, with another mechanism. They may be given to an engine of
+ours or of ignite's: `Engine(supervised_training_step(model, optimizer, loss_fn))`. With an `accumulation_tail`, see
+`TrainingStep.end_epoch`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from distrain.training.apex_amp import import_apex_amp
 from distrain.training.batches import prepare_batch as _prepare_batch
 from distrain.training.precision import autocast, checked_dtype
 from distrain.training.training_step import TrainingStep, training_step
+from distrain.training.window import checked_num_micro
 from distrain.training.wrapping import ddp_of, device_of
 
 if TYPE_CHECKING:
@@ -168,7 +171,9 @@ def supervised_training_step_apex(  # noqa: PLR0917  # the reference's order
         model_transform,
         output_transform,
         mechanisms.apex(
-            optimizer, import_apex_amp(), is_reduced=gradient_accumulation_steps > 1 and ddp_of(model) is not None
+            optimizer,
+            import_apex_amp(),
+            is_reduced=checked_num_micro(gradient_accumulation_steps) > 1 and ddp_of(model) is not None,
         ),
         gradient_accumulation_steps,
         **extras,

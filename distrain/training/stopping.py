@@ -31,13 +31,14 @@ from typing import Any
 
 from torch.distributed import DistError, PrefixStore, Store  # type: ignore[attr-defined]  # not in its __all__
 
-from distrain.engine import Engine, Events, State
+from distrain.engine import Engine, Events
 from distrain.errors import EXIT_CODES, StoppedBySignal
 from distrain.runtime import rank_and_size
 from distrain.runtime.environment import num_restarts
 from distrain.runtime.process_group import default_store
+from distrain.training.progress import place_of
 
-__all__ = ["StopOnSignals", "is_end_of_epoch"]
+__all__ = ["StopOnSignals"]
 
 LOOK_EVERY_S = 1.0
 
@@ -162,15 +163,15 @@ class StopOnSignals:
         Args:
             engine: The trainer.
         """
-        if not is_end_of_epoch(engine.state):
+        if not _is_end_of_epoch(engine):
             self._attend(engine)
 
     def _look_at_epoch(self, trainer: Engine) -> None:
-        if trainer.timer is self and time.monotonic() >= self.due_s and is_end_of_epoch(trainer.state):
+        if trainer.timer is self and time.monotonic() >= self.due_s and _is_end_of_epoch(trainer):
             self._attend(trainer)
 
     def _attend(self, trainer: Engine) -> None:
-        if trainer.should_terminate or _is_over(trainer.state):
+        if trainer.should_terminate or _is_over(trainer):
             return  # the run ends here by itself
         try:
             self.is_due = self._is_to_stop(trainer.state.iteration)
@@ -239,17 +240,14 @@ class StopOnSignals:
         sys.stderr.flush()
 
 
-def is_end_of_epoch(state: State) -> bool:
-    """Whether the iteration that was done last is the last one of its epoch.
-
-    Args:
-        state: The trainer's.
-    """
-    return state.epoch_length is not None and state.iteration % state.epoch_length == 0
+def _is_end_of_epoch(trainer: Engine) -> bool:
+    """Whether the iteration that was done last is the last one of its epoch."""
+    return place_of(trainer)[1] == 0
 
 
-def _is_over(state: State) -> bool:
+def _is_over(trainer: Engine) -> bool:
     """Whether the run has reached its goal, at the end of an iteration inside an epoch or at the end of an epoch."""
+    state = trainer.state
     if state.max_iters is not None:
         return bool(state.iteration >= state.max_iters)
-    return is_end_of_epoch(state) and state.max_epochs is not None and state.epoch >= state.max_epochs
+    return _is_end_of_epoch(trainer) and state.max_epochs is not None and state.epoch >= state.max_epochs

@@ -93,7 +93,7 @@ def create_supervised_trainer(  # noqa: PLR0917  # the specification's order
     Raises:
         ValueError: A mode, a type or a policy is unknown or does not go with the device or with another argument, or a
             number is not positive.
-        TypeError: The number of micro-batches is not a whole one.
+        TypeError: The number of micro-batches is not a whole one, or the scaler is none.
         RuntimeError: The device is XLA and torch_xla is missing.
         ModuleNotFoundError: `apex` was asked for and is missing.
 
@@ -136,7 +136,7 @@ def create_supervised_trainer(  # noqa: PLR0917  # the specification's order
         trainer.state.grad_norm = None
     if deterministic and where.type == "xla":
         trainer.add_event_handler(Events.ITERATION_STARTED, _seed_xla)
-    if gradient_accumulation_steps > 1:
+    if step.window.num_micro > 1:
         trainer.state.accumulation = step.window
         if accumulation_tail != "carry":
             # The first is for an epoch that a handler ends without EPOCH_COMPLETED.

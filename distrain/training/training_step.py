@@ -59,7 +59,9 @@ class TrainingStep:
         function: Takes the engine and a batch; calling the step itself is the same.
         window: The accumulation window.
         end_epoch: Takes the engine when an epoch has ended, and does with a window that its end has cut what
-            `accumulation_tail` says.
+            `accumulation_tail` says. The step itself does it where the last iteration is known during it; an epoch
+            whose length is not known, that a handler ends, or that ends apart on the ranks of DDP, needs this as a
+            handler of `EPOCH_COMPLETED` and `TERMINATE_SINGLE_EPOCH`. `create_supervised_trainer` attaches it.
     """
 
     function: Callable[[Engine, Any], Any]
@@ -143,8 +145,7 @@ def training_step(  # noqa: PLR0917  # for `steps` only, where each is named
         return y_pred, loss
 
     def step_in_window(engine: Engine, batch: Any) -> Any:
-        iteration = engine.state.iteration
-        if window.opens(iteration):
+        if window.opens(engine.state):
             zero_grad()
         train_mode()
         x, y = prepare(batch)
@@ -154,7 +155,7 @@ def training_step(  # noqa: PLR0917  # for `steps` only, where each is named
         else:
             with no_sync():
                 y_pred, loss = learn(x, y, accumulate)
-        window.add(iteration)
+        window.add(engine.state)
         if finite is not None:
             finite.note(loss, window.held)
         if closes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -9,16 +10,17 @@ import torch
 import torch.distributed as dist
 
 from distrain.errors import CheckpointError
-from distrain.training.checks import one_of
+from distrain.training.checks import one_of, whole_number
+from distrain.training.progress import is_last_iteration
 
 if TYPE_CHECKING:
     from torch.nn.parallel import DistributedDataParallel
     from torch.optim import Optimizer
 
-    from distrain.engine import Engine
+    from distrain.engine import Engine, State
     from distrain.training.nonfinite import NonFiniteGuard
 
-__all__ = ["AccumulationWindow", "Tail"]
+__all__ = ["AccumulationWindow", "Tail", "checked_num_micro"]
 
 Tail: TypeAlias = Literal["carry", "flush", "drop"]
 
@@ -33,7 +35,8 @@ class AccumulationWindow:
     holds before the step.
 
     A window goes on from one iteration to the next and never over a gap: when the iteration count was moved, by a
-    resumption or by a new run, it begins anew.
+    resumption or by a new run, it begins anew. Unless its tail is to be carried, it does not go on into another epoch
+    either, whatever ended the one before.
 
     Args:
         optimizer: Its parameters' gradients are the window's content.
@@ -57,32 +60,35 @@ class AccumulationWindow:
         finite: NonFiniteGuard | None = None,
         content: Iterable[torch.nn.Parameter] | None = None,
     ) -> None:
-        if num_micro <= 0:
-            raise ValueError(
-                "Gradient_accumulation_steps must be strictly positive. "
-                "No gradient accumulation if the value set to one (default)."
-            )
-        if isinstance(num_micro, bool) or not isinstance(num_micro, int):
-            raise TypeError(f"gradient_accumulation_steps is {num_micro!r}; it must be a whole number.")
-        self.num_micro = num_micro
+        self.num_micro = checked_num_micro(num_micro)
         self.tail = one_of("accumulation_tail", tail, TAILS)
         self.held = 0
         """Micro-batches in the gradients now, 0 between windows."""
         self._optimizer = optimizer
         self._finite = finite
         self._content = None if content is None else list(content)
-        self._iteration = 0
+        self._iteration = self._epoch = 0
         self._held_by_rank: float | None = None  # on average, in a window that `reduce` took together
         self._ends_together = True
 
-    def opens(self, iteration: int) -> bool:
-        """Whether a window begins with this iteration; if so, it holds nothing now.
+    def opens(self, state: State) -> bool:
+        """Whether a window begins with the current iteration; if so, it holds nothing now.
 
         Args:
-            iteration: The iteration's number, from 1.
+            state: The state of the engine that runs the step.
         """
-        if self.held and iteration == self._iteration + 1:
-            return False
+        if self.held and state.iteration == self._iteration + 1:
+            if self.tail == "carry" or state.epoch == self._epoch:
+                return False
+            if self.tail == "flush":
+                warnings.warn(
+                    f"The end of epoch {self._epoch} was not known in its last iteration, and the {self.held} "
+                    "micro-batches of the accumulation window that it cut were not flushed: they are not used. "
+                    "create_supervised_trainer attaches what flushes them; to an engine of your own give it by "
+                    "add_event_handler(Events.EPOCH_COMPLETED, step.end_epoch), likewise at TERMINATE_SINGLE_EPOCH.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
         self.held = 0
         return True
 
@@ -94,17 +100,17 @@ class AccumulationWindow:
         """
         if self.tail == "carry":
             return engine.state.iteration % self.num_micro == 0
-        is_cut = self.tail == "flush" and self._ends_together and engine.is_last_iteration
+        is_cut = self.tail == "flush" and self._ends_together and is_last_iteration(engine)
         return self.held + 1 >= self.num_micro or is_cut
 
-    def add(self, iteration: int) -> None:
-        """Count the micro-batch of this iteration, whose backward pass is done.
+    def add(self, state: State) -> None:
+        """Count the micro-batch of the current iteration, whose backward pass is done.
 
         Args:
-            iteration: The iteration's number, from 1.
+            state: The state of the engine that runs the step.
         """
         self.held += 1
-        self._iteration = iteration
+        self._iteration, self._epoch = state.iteration, state.epoch
 
     def clear(self) -> None:
         """End the window; its gradients stay where they are, for handlers, until the next one begins."""
@@ -165,6 +171,7 @@ class AccumulationWindow:
             "num_micro": self.num_micro,
             "held": self.held,
             "iteration": self._iteration,
+            "epoch": self._epoch,
             "gradients": gradients if self.held else [],
             "nonfinite": 0 if self._finite is None else self._finite.place,
         }
@@ -189,7 +196,7 @@ class AccumulationWindow:
                 )
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
-        self.held, self._iteration = state_dict["held"], state_dict["iteration"]
+        self.held, self._iteration, self._epoch = (state_dict[key] for key in ("held", "iteration", "epoch"))
         if self.held and state_dict["num_micro"] != self.num_micro:
             _scale(parameters, state_dict["num_micro"] / self.num_micro)
         if self._finite is not None:
@@ -197,6 +204,25 @@ class AccumulationWindow:
 
     def _contents(self) -> Iterable[torch.nn.Parameter]:
         return self.parameters() if self._content is None else self._content
+
+
+def checked_num_micro(value: Any) -> int:
+    """Return the number of micro-batches in a window.
+
+    Args:
+        value: What the user gave as `gradient_accumulation_steps`.
+
+    Raises:
+        ValueError: It is not positive.
+        TypeError: It is not a whole number.
+    """
+    num_micro = whole_number("gradient_accumulation_steps", value)
+    if num_micro <= 0:
+        raise ValueError(
+            "Gradient_accumulation_steps must be strictly positive. "
+            "No gradient accumulation if the value set to one (default)."
+        )
+    return num_micro
 
 
 def _in_layout(gradient: torch.Tensor | None, parameter: torch.nn.Parameter, *, sparse: bool) -> torch.Tensor:

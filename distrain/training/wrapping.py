@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch.utils.data import DataLoader
 
 from distrain.errors import RuntimeStateError
 from distrain.runtime import rank_and_size
+from distrain.runtime.devices import SUPPORTED
 from distrain.training.apex_amp import initialize
 from distrain.training.checks import one_of
+from distrain.training.precision import AMP_MODES
 
 __all__ = ["ddp_of", "device_of", "prepare", "unwrap"]
 
@@ -24,16 +27,12 @@ WRAPPERS: tuple[type[nn.Module], ...] = (DistributedDataParallel, DataParallel)
 COMPILED = "_orig_mod"
 """Where the module that `torch.compile` returns keeps the module it was given."""
 
-SUPPORTED = ("cpu", "cuda", "mps", "xla")
-
-AMP_MODES = (None, "amp", "apex")
-
 
 def prepare(
     *objects: Any,
     ddp_options: Mapping[str, Any] | None = None,
     amp_mode: str | None = None,
-    opt_level: str = "O1",
+    opt_level: str | None = None,
     amp_options: Mapping[str, Any] | None = None,
 ) -> Any:
     """Make models and optimizers ready for all ranks. Every rank must call it, with the same objects in order.
@@ -50,8 +49,8 @@ def prepare(
         *objects: Modules (on their device already), optimizers and schedulers.
         ddp_options: More arguments for DistributedDataParallel, such as `find_unused_parameters`.
         amp_mode: The trainer's; only `apex` needs something to be done here.
-        opt_level: With `apex`: `O0`, `O1`, `O2` or `O3`.
-        amp_options: With `apex`: more arguments for `amp.initialize`, such as `loss_scale` or `enabled`.
+        opt_level: With `apex`: `O0`, `O1`, `O2` or `O3`; `O1` by default. Otherwise ignored with a warning.
+        amp_options: With `apex`: more arguments for `amp.initialize`, such as `loss_scale` or `enabled`. Likewise.
 
     Returns:
         The objects in the same order: a tuple, or the one object when there is only one.
@@ -73,9 +72,13 @@ def prepare(
     for optimizer in objects:
         if isinstance(optimizer, Optimizer) and models:
             _check_optimizer(optimizer, models)
-    one_of("amp_mode", amp_mode, AMP_MODES)
+    one_of("amp_mode", amp_mode, (None, *AMP_MODES))
     if amp_mode == "apex":
-        objects = _through_apex(objects, opt_level, amp_options or {})
+        objects = _through_apex(objects, opt_level or "O1", amp_options or {})
+    else:
+        for name, value in (("opt_level", opt_level), ("amp_options", amp_options)):
+            if value is not None:
+                warnings.warn(f"{name} is ignored: it is apex's, and amp_mode is {amp_mode!r}.", stacklevel=2)
     prepared = tuple(_wrap(each, ddp_options or {}) if isinstance(each, nn.Module) else each for each in objects)
     return prepared[0] if len(prepared) == 1 else prepared
 
@@ -112,9 +115,10 @@ def _check_kind(value: Any) -> None:
 
 
 def _check_model(model: nn.Module) -> None:
-    if isinstance(model, WRAPPERS):
+    inner = getattr(model, COMPILED, model)
+    if isinstance(inner, WRAPPERS):
         raise ValueError(  # noqa: TRY004  # the type is right, its state is not
-            f"The model is wrapped in {type(model).__name__} already. Give prepare() the bare model: what must come "
+            f"The model is wrapped in {type(inner).__name__} already. Give prepare() the bare model: what must come "
             "before the wrapping, such as apex's amp.initialize, could not be done any more."
         )
     devices = {parameter.device for parameter in model.parameters()}

@@ -260,3 +260,11 @@ def test_a_list_with_an_unknown_event_attaches_nothing() -> None:
     with pytest.raises(ValueError, match="not a valid event for this Custom"):
         engine.add_event_handler(Events.STARTED | Other.ELSEWHERE, print)
     assert not engine.has_event_handler(print)
+
+
+def test_an_exception_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """ignite says it twice, once for the epoch and once for the run."""
+    engine = Engine(lambda engine, batch: 1 // 0)
+    with caplog.at_level(logging.ERROR, logger=engine.logger.name), pytest.raises(ZeroDivisionError):
+        engine.run([1])
+    assert len(caplog.records) == 1

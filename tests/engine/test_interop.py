@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import warnings
@@ -252,3 +253,23 @@ def test_the_learning_rate_finder_restores_everything(ignite: ModuleType, handle
     assert len(finder.get_results()["lr"]) >= 8
     assert torch.equal(model.weight, before)
     assert all(entries == [] for entries in engine._event_handlers.values())
+
+
+@pytest.mark.parametrize("ours", ["distrain", "distrain.engine"])
+@pytest.mark.parametrize("module", ["", ".events", ".deterministic"])
+def test_every_public_name_of_ignites_engine_is_found_under_the_same_path(
+    ignite: ModuleType, ours: str, module: str
+) -> None:
+    theirs = import_peer(f"ignite.engine{module}")
+    found = importlib.import_module(ours + module)
+    assert len(theirs.__all__) >= 4
+    for name in theirs.__all__:
+        value = getattr(found, name)
+        assert value.__name__ == name
+        assert value.__module__.startswith("distrain.")
+
+
+def test_what_is_no_name_of_ours_is_none_of_the_engines() -> None:
+    for module in ("distrain.engine", "distrain.engine.events"):
+        with pytest.raises(AttributeError, match=f"module '{module}' has no attribute 'nothing'"):
+            getattr(importlib.import_module(module), "nothing")  # noqa: B009  # a name that mypy would refuse

@@ -79,3 +79,52 @@ def test_a_handler_of_started_may_load() -> None:
     engine.add_event_handler(Events.EPOCH_COMPLETED, lambda e: epochs.append((e.state.epoch, e.state.iteration)))
     engine.run(range(5), max_epochs=1)
     assert epochs == [(3, 15), (4, 20)]
+
+
+def test_what_is_wrong_with_a_length_is_said_without_the_whole_state() -> None:
+    with pytest.raises(ValueError, match="iteration=3 and epoch_length=None") as caught:
+        Engine(lambda engine, batch: batch).load_state_dict(
+            {"iteration": 3, "epoch_length": None, "max_epochs": 2, "states": "x" * 10_000}
+        )
+    assert "'states'" in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_the_place_tells_the_epochs_that_are_over_and_what_the_next_has_had() -> None:
+    engine, places = Engine(lambda engine, batch: batch), {}
+    for event in (Events.EPOCH_STARTED, Events.ITERATION_COMPLETED, Events.EPOCH_COMPLETED):
+        engine.add_event_handler(event, lambda e, name: places.update({(name, e.state.iteration): e.place}), event.name)
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), engine.terminate_epoch, skip_epoch_completed=False)
+    engine.run(range(3), max_epochs=2)
+    assert places == {
+        ("EPOCH_STARTED", 0): (0, 0),
+        ("ITERATION_COMPLETED", 1): (0, 1),
+        ("ITERATION_COMPLETED", 2): (0, 2),
+        ("EPOCH_COMPLETED", 2): (1, 0),
+        ("EPOCH_STARTED", 2): (1, 0),
+        ("ITERATION_COMPLETED", 3): (1, 1),
+        ("ITERATION_COMPLETED", 4): (1, 2),
+        ("ITERATION_COMPLETED", 5): (2, 0),
+        ("EPOCH_COMPLETED", 5): (2, 0),
+    }
+
+
+def test_a_place_that_was_set_is_where_the_run_goes_on() -> None:
+    engine = Engine(lambda engine, batch: batch)
+    engine.load_state_dict({"iteration": 3, "epoch_length": 3, "max_epochs": 2})
+    engine.place = 1, 1
+    places = []
+    engine.add_event_handler(Events.EPOCH_STARTED, lambda e: places.append((e.state.epoch, e.place)))
+    engine.run(range(3))
+    assert places == [(2, (1, 1))]
+    assert (engine.state.epoch, engine.state.iteration) == (2, 5)
+
+
+def test_a_place_that_was_loaded_does_not_count_once_the_iteration_was_moved() -> None:
+    engine = Engine(lambda engine, batch: batch)
+    engine.load_state_dict({"iteration": 1, "epoch_length": 3, "max_epochs": 2})
+    engine.state.iteration = 2
+    ends = []
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda e: ends.append(e.state.iteration))
+    engine.run(range(3))
+    assert ends == [3, 6]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -21,3 +23,12 @@ def settle_torch() -> None:
 def ignite() -> ModuleType:
     """ignite's module `ignite.engine`."""
     return import_peer("ignite.engine")
+
+
+@pytest.fixture
+def sigchld(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Undo the handler that a DataLoader with workers sets for good."""
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import distrain
 from tests.training.ddp_world import (
     DDP_OPTIONS,
+    Dropping,
     Run,
     StopError,
     adamw,
@@ -67,6 +68,28 @@ def resumed_after(mechanism, how, stop):
 
 def resumed_with(name):
     return resumed(f"with {name}", ddp=DDP_OPTIONS[name], options={}, stop=7)
+
+
+def deterministic_resumed():
+    """Each rank has a seed of its own and drops other units."""
+    setting = {"make": Dropping, "options": {"deterministic": True}, "counts": False}
+
+    def run(stop=None, folder=None, seed=1):
+        run = Run(**setting)
+        if folder is not None:
+            saved(folder, run).done = 0  # the engine leaves the batches out itself
+        if stop is not None:
+            run.trainer.logger.setLevel(logging.CRITICAL)
+            run.stop_at(stop)
+        torch.manual_seed(10 * dist.get_rank() + seed)
+        with contextlib.suppress(StopError):
+            run.over(range(6), max_epochs=2)
+        return run
+
+    whole, cut = run(), run(stop=8, folder="deterministic")
+    again = run(folder="deterministic", seed=5)
+    seeds = [each.trainer.state.seed for each in (whole, cut, again)]
+    return again.against(whole.weights(), losses=[{**cut.losses, **again.losses}, whole.losses], seeds=seeds)
 
 
 def without_gradients():

@@ -24,6 +24,7 @@ from distrain.errors import NonFiniteLossError
 from tests.training.ddp_resuming import (
     apex_resumed,
     before_another_world,
+    deterministic_resumed,
     in_another_world,
     nan_resumed,
     resumed_after,
@@ -309,6 +310,7 @@ PAIR = {
     "apex tail": (apex_tail,),
     "apex resumed": (apex_resumed,),
     "nan resumed": (nan_resumed,),
+    "deterministic resumed": (deterministic_resumed,),
     **{f"options {name}": (with_options, name) for name in DDP_OPTIONS},
     **{f"resumed {m} {t} {s}": (resumed_after, m, t, s) for m, t, s in RESUMED},
     **{f"resumed with {name}": (resumed_with, name) for name in DDP_OPTIONS},

@@ -92,6 +92,11 @@ class Net(nn.Sequential):
         return self[2](self[1](self[0](x)))
 
 
+class Dropping(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+
+
 class Sparse(nn.Module):
     def __init__(self):
         super().__init__()

@@ -2,7 +2,8 @@ import dataclasses
 import subprocess
 import sys
 from array import array
-from collections import OrderedDict, UserDict, UserList, deque, namedtuple
+from collections import ChainMap, OrderedDict, UserDict, UserList, defaultdict, deque, namedtuple
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,9 +62,67 @@ def test_what_is_there_already_is_not_copied():
     assert prepare_batch([x, y], "cpu", True)[1] is y
 
 
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Has a field that `__init__` does not take, an argument that is no field, and work in `__post_init__`."""
+
+    x: torch.Tensor
+    seed: dataclasses.InitVar[int]
+    mask: torch.Tensor = dataclasses.field(init=False)
+    unset: torch.Tensor = dataclasses.field(init=False)
+
+    def __post_init__(self, seed):
+        object.__setattr__(self, "mask", torch.full((2,), seed))
+
+
+def test_a_dataclass_keeps_what_its_init_does_not_take():
+    value = Prepared(torch.ones(2), seed=3)
+    object.__setattr__(value, "mask", torch.zeros(2))
+    moved = to_device(value, "meta")
+    assert (moved.x.device.type, moved.mask.device.type) == ("meta", "meta")
+    assert value.mask.tolist() == [0, 0]
+    assert not hasattr(moved, "unset")
+
+
+class Labelled(list):
+    def __init__(self, items, label):
+        super().__init__(items)
+        self.label = label
+
+
+def test_a_nest_keeps_what_it_carries_beside_its_items():
+    t = torch.ones(1)
+    by_default = to_device(defaultdict(list, a=t), "meta")
+    assert (type(by_default), by_default["a"].device.type, by_default["b"]) == (defaultdict, "meta", [])
+    assert to_device(deque([t, t], maxlen=4), "meta").maxlen == 4
+    labelled = to_device(Labelled([t], "kept"), "meta")
+    assert (type(labelled), labelled.label, labelled[0].device.type) == (Labelled, "kept", "meta")
+    assert to_device(ChainMap({"a": t}, {"b": t}), "meta")["b"].device.type == "meta"
+
+
+@pytest.mark.parametrize("kind", [set, frozenset])
+def test_sets_and_namespaces_move_too(kind):
+    (moved,) = to_device(kind([torch.ones(1)]), "meta")
+    assert moved.device.type == "meta"
+    assert to_device(SimpleNamespace(x=torch.ones(1), n=1), "meta").x.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    "nest", [Pair(torch.ones(1), "n"), [torch.ones(1)], {"a": [Point(torch.ones(1), 0)]}, deque([1]), {1, 2}], ids=repr
+)
+def test_a_nest_of_which_nothing_moves_is_the_same_object(nest):
+    assert to_device(nest, "cpu") is nest
+
+
+def test_a_mapping_is_no_pair():
+    with pytest.raises(TypeError, match=r"The batch is a dict with the keys \['x', 'y'\].*picks x and y"):
+        prepare_batch({"x": torch.ones(1), "y": torch.ones(1)})
+
+
 @pytest.mark.parametrize(
     ("batch", "expected"),
     [
+        (SimpleNamespace(x=torch.ones(7)), 7),
         (torch.ones(3, 2), 3),
         (("id", torch.ones(4)), 4),
         ({"a": [torch.ones(5)]}, 5),

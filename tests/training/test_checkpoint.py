@@ -17,14 +17,20 @@ class StopError(Exception):
     pass
 
 
-def setting(folder, *, every=2, keep=3, seed=0, scaler=False, batch_size=4):
+def setting(folder, *, every=2, keep=3, seed=0, scaler=False, batch_size=4, cut_at=None, num_workers=0, **more):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
     x = torch.arange(60.0).reshape(20, 3) / 60
-    loader = distrain.dataloader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size, shuffle=True, seed=3)
-    options = {"amp_mode": "amp", "scaler": True} if scaler else {}
+    loader = distrain.dataloader(
+        TensorDataset(x, x.sum(1, keepdim=True)), batch_size, shuffle=True, seed=3, num_workers=num_workers
+    )
+    options = {"amp_mode": "amp", "scaler": True, **more} if scaler else more
     trainer = distrain.create_supervised_trainer(model, optimizer, mse_loss, **options)
+    if cut_at is not None:
+        trainer.add_event_handler(
+            distrain.Events.ITERATION_COMPLETED(once=cut_at), trainer.terminate_epoch, skip_epoch_completed=False
+        )
     checkpointer = distrain.Checkpointer(every=every, keep=keep, directory=folder)
     checkpointer.attach(trainer, model=model, optimizer=optimizer, loader=loader)
     return model, loader, trainer, checkpointer
@@ -34,7 +40,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def run(folder, *, epochs=3, stop_at=None, **options):
+def run(folder, *, epochs=3, stop_at=None, terminate_at=None, **options):
     model, loader, trainer, checkpointer = setting(folder, **options)
     losses = {}
 
@@ -44,6 +50,10 @@ def run(folder, *, epochs=3, stop_at=None, **options):
         if trainer.state.iteration == stop_at:
             raise StopError
 
+    if terminate_at:
+        trainer.add_event_handler(
+            distrain.Events.ITERATION_COMPLETED(once=terminate_at), trainer.terminate, skip_completed=False
+        )
     if stop_at:
         with pytest.raises(StopError):
             trainer.run(loader, max_epochs=epochs)
@@ -65,6 +75,78 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(tmp_path, stop_at, scaler)
     assert {**before, **after} == expected
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     assert (trainer.state.iteration, trainer.state.epoch) == (15, 3)
+
+
+@pytest.mark.usefixtures("sigchld")
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stop_at", [2, 5, 6, 8, 10, 14])
+def test_a_deterministic_trainer_goes_on_with_the_next_batch_of_a_loader_that_keeps_its_place(
+    tmp_path, stop_at, num_workers
+):
+    """Stops inside and at the end of the first epoch and of later ones."""
+    options = {"deterministic": True, "every": 1, "num_workers": num_workers}
+    model, expected, _, _ = run(tmp_path / "whole", **options)
+    _, before, _, _ = run(tmp_path / "cut", terminate_at=stop_at, **options)
+    again, after, trainer, _ = run(tmp_path / "cut", seed=9, **options)
+    assert list(after) == list(range(stop_at + 1, 16))
+    assert {**before, **after} == expected
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert (trainer.state.iteration, trainer.state.epoch) == (15, 3)
+
+
+def test_a_deterministic_trainer_moves_the_place_of_the_loader(tmp_path):
+    _, loader, trainer, _ = setting(tmp_path, deterministic=True)
+    trainer.run(loader, max_epochs=2)
+    assert trainer.state.dataloader is loader
+    assert (loader.state_dict()["epoch"], loader.state_dict()["position"]) == (1, 5)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("stop_at", [2, 3, 4, 7, 8, 9])
+def test_after_an_epoch_cut_short_the_run_goes_on_in_its_epoch_and_at_its_place(tmp_path, stop_at, deterministic):
+    """Epochs of five, the first cut after three: what was done says another epoch than the one it was."""
+    options = {"cut_at": 3, "every": 1, "deterministic": deterministic}
+    model, expected, whole, _ = run(tmp_path / "whole", **options)
+    _, before, _, _ = run(tmp_path / "cut", stop_at=stop_at, **options)
+    again, after, trainer, _ = run(tmp_path / "cut", seed=9, **options)
+    assert list(expected) == list(range(1, 14))
+    if stop_at != 3:  # stopped before the cut was carried out, that epoch goes on
+        assert {**before, **after} == expected
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+        assert (trainer.state.iteration, trainer.state.epoch) == (whole.state.iteration, whole.state.epoch) == (13, 3)
+
+
+def test_after_an_epoch_cut_short_a_due_checkpoint_is_not_taken_for_one_at_an_epochs_end(tmp_path):
+    """The tenth iteration is the second of the third epoch there."""
+    run(tmp_path, cut_at=3, every=5, keep=9)
+    assert names(tmp_path) == ["step-00000005", "step-00000010", "step-00000013"]
+
+
+def test_a_last_epoch_that_is_cut_without_its_end_is_over(tmp_path):
+    _, loader, trainer, _ = setting(tmp_path, every=1)
+    trainer.add_event_handler(distrain.Events.ITERATION_COMPLETED(once=3), trainer.terminate_epoch)
+    trainer.run(loader, max_epochs=1)
+    assert run(tmp_path, epochs=1)[1] == {}
+
+
+def test_a_deterministic_run_goes_on_with_its_seed_where_epochs_have_another_length(tmp_path):
+    _, _, before, _ = run(tmp_path, epochs=1, deterministic=True)
+    _, losses, trainer, _ = run(tmp_path, epochs=3, batch_size=2, deterministic=True)
+    assert list(losses) == list(range(11, 31))
+    assert trainer.state.seed == before.state.seed
+
+
+def test_on_ignites_engine_it_goes_on_by_the_number_of_iterations(tmp_path, ignite):
+    def run(**goal):
+        engine, seen = ignite.Engine(lambda engine, batch: batch), []
+        engine.add_event_handler(ignite.Events.ITERATION_COMPLETED, lambda: seen.append(engine.state.iteration))
+        distrain.Checkpointer(every=2, directory=tmp_path).attach(engine)
+        engine.run([0] * 5, **goal)
+        return engine.state.epoch, seen
+
+    assert run(max_epochs=1)[0] == 1
+    assert names(tmp_path) == ["step-00000002", "step-00000004", "step-00000005"]
+    assert run(max_epochs=2) == (2, [6, 7, 8, 9, 10])
 
 
 def test_the_newest_are_kept_and_no_draft(tmp_path):

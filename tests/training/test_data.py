@@ -1,5 +1,3 @@
-import signal
-
 import pytest
 import torch
 from torch.utils.data import IterableDataset, TensorDataset
@@ -22,15 +20,6 @@ def test_epochs_differ_without_set_epoch_and_are_whole():
     assert len(loader) == 6
     assert len({str(epoch) for epoch in epochs}) == 3
     assert all(sorted(i for batch in epoch for i in batch) == list(range(22)) for epoch in epochs)
-
-
-@pytest.fixture
-def sigchld(monkeypatch):
-    """Undo the handler that a DataLoader with workers sets for good."""
-    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
-    before = signal.getsignal(signal.SIGCHLD)
-    yield
-    signal.signal(signal.SIGCHLD, before)
 
 
 @pytest.mark.usefixtures("sigchld")

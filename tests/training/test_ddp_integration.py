@@ -222,6 +222,15 @@ def test_a_nan_before_the_checkpoint_counts_after_it(pair):
         assert each["same"] == {"losses": True, "optimizer": True, "scaler": True, "first": 8}
 
 
+def test_each_rank_of_a_deterministic_run_goes_on_with_its_own_seed_and_random_states(pair):
+    found = pair.trained("deterministic resumed", tolerance=0)
+    for each in found:
+        resumed, whole = each["losses"]
+        assert resumed == whole
+        assert len(set(each["seeds"])) == 1
+    assert found[0]["seeds"] != found[1]["seeds"]
+
+
 def test_resumed_without_its_gradients_a_window_is_the_mean_of_what_it_holds(pair):
     assert pair.trained("without gradients")[0]["steps"] == [4, 8, 12]
 

@@ -140,6 +140,7 @@ def test_the_detached_output_does_not_wait_for_the_device(monkeypatch):
         ({"amp_mode": "amp", "device": "mps"}, ValueError, "amp_mode cannot be used with mps device"),
         ({"device": "xla"}, RuntimeError, "In order to run on TPU, please install PyTorch XLA"),
         ({"scaler": True}, ValueError, "scaler argument is True, but amp_mode is None"),
+        ({"scaler": "yes", "amp_mode": "amp"}, TypeError, "scaler is 'yes'; it must be True, False or a torch.amp."),
         ({"gradient_accumulation_steps": 0}, ValueError, "must be strictly positive"),
         ({"gradient_accumulation_steps": -1}, ValueError, "must be strictly positive"),
         ({"amp_mode": "apex"}, ModuleNotFoundError, "Please install apex from https://github.com/nvidia/apex.*25.05"),

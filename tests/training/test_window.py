@@ -1,12 +1,13 @@
 import contextlib
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
 import distrain
-from distrain import Events, create_supervised_trainer
+from distrain import Engine, Events, State, create_supervised_trainer, supervised_training_step
 from distrain.errors import CheckpointError
 from distrain.training.window import AccumulationWindow
 
@@ -131,6 +132,53 @@ def test_a_window_resumed_without_its_gradients_is_the_mean_of_what_it_holds(don
     assert torch.allclose(steps[6], expected)
 
 
+@pytest.mark.parametrize("tail", ["flush", "drop"])
+def test_a_window_does_not_go_on_into_the_next_epoch_of_a_run_terminated_at_an_epochs_end(tmp_path, tail):
+    """The end of the epoch is not fired then: the checkpoint is of the iteration."""
+
+    def run(folder, stop_at=None):
+        trainer, model, steps = setting(tail=tail)
+        distrain.Checkpointer(directory=folder).attach(trainer, model=model)
+        if stop_at is not None:
+            trainer.add_event_handler(Events.ITERATION_COMPLETED(once=stop_at), trainer.terminate, skip_completed=False)
+        trainer.run(batches(1) * 7, max_epochs=2)
+        return model.weight.detach(), list(steps)
+
+    whole, steps = run(tmp_path / "whole")
+    _, before = run(tmp_path / "cut", stop_at=7)
+    again, after = run(tmp_path / "cut")
+    assert before + after == steps
+    assert torch.equal(again, whole)
+
+
+@pytest.mark.parametrize(("tail", "expected"), [("flush", [3, 6, 7, 10, 13, 14]), ("drop", [3, 6, 10, 13])])
+@pytest.mark.parametrize("whose", ["ours", "ignite's"])
+def test_a_step_alone_knows_the_tail_of_an_epoch_of_known_length(ignite, whose, tail, expected):
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = supervised_training_step(model, optimizer, mse_loss, gradient_accumulation_steps=3, accumulation_tail=tail)
+    engine = (Engine if whose == "ours" else ignite.Engine)(step)
+    steps = []
+    optimizer.register_step_pre_hook(lambda *_: steps.append(engine.state.iteration))
+    engine.run(batches(), max_epochs=2)
+    assert steps == expected
+
+
+def test_a_step_alone_says_what_flushes_the_tail_of_an_epoch_of_unknown_length():
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = supervised_training_step(
+        model, optimizer, mse_loss, gradient_accumulation_steps=3, accumulation_tail="flush"
+    )
+    with pytest.warns(RuntimeWarning, match=r"epoch 1 .* 1 micro-batches .* not used.*EPOCH_COMPLETED, step.end_epoch"):
+        Engine(step).run(Unsized(batches()), max_epochs=2)
+    engine, steps = Engine(step), []
+    optimizer.register_step_pre_hook(lambda *_: steps.append(engine.state.iteration))
+    engine.add_event_handler(Events.EPOCH_COMPLETED, step.end_epoch)
+    engine.run(Unsized(batches()), max_epochs=2)
+    assert steps == [3, 6, 7, 10, 13, 14]
+
+
 class StopError(Exception):
     pass
 
@@ -186,6 +234,10 @@ def test_a_checkpoint_inside_a_window_warns_a_trainer_that_has_none(tmp_path):
         run_until(tmp_path, num_micro=1)
 
 
+def at(iteration):
+    return State(iteration=iteration, epoch=1)
+
+
 def one_window(num_micro, sizes=(3,)):
     parameters = [nn.Parameter(torch.zeros(size)) for size in sizes]
     return AccumulationWindow(torch.optim.SGD(parameters, lr=1.0), num_micro), parameters
@@ -194,21 +246,21 @@ def one_window(num_micro, sizes=(3,)):
 def test_a_saved_window_of_another_size_keeps_its_mean():
     saved, parameters = one_window(4)
     parameters[0].grad = torch.full((3,), 2.0)  # two micro-batches of gradient 4, each divided by 4
-    saved.add(1)
-    saved.add(2)
+    saved.add(at(1))
+    saved.add(at(2))
     window, parameters = one_window(8)
     window.load_state_dict(saved.state_dict())
     assert window.held == 2
     assert torch.equal(parameters[0].grad, torch.full((3,), 1.0))
-    assert not window.opens(3)
+    assert not window.opens(at(3))
     window.load_state_dict(saved.state_dict())
-    assert window.opens(5)
+    assert window.opens(at(5))
 
 
 def test_a_saved_window_that_does_not_fit_is_refused():
     saved, parameters = one_window(4)
     parameters[0].grad = torch.ones(3)
-    saved.add(1)
+    saved.add(at(1))
     for sizes in ((3, 3), (2,)):
         window, _ = one_window(4, sizes)
         with pytest.raises(CheckpointError, match="do not fit the"):
@@ -218,7 +270,7 @@ def test_a_saved_window_that_does_not_fit_is_refused():
 def test_the_saved_gradients_are_copies():
     window, parameters = one_window(2)
     parameters[0].grad = torch.ones(3)
-    window.add(1)
+    window.add(at(1))
     state = window.state_dict()
     parameters[0].grad.zero_()
     assert torch.equal(state["gradients"][0], torch.ones(3))
@@ -234,9 +286,18 @@ def test_the_saved_gradients_are_copies():
         ({"accumulation_tail": "flsh"}, ValueError, "Did you mean flush"),
         ({"gradient_accumulation_steps": 2.0}, TypeError, "gradient_accumulation_steps is 2.0"),
         ({"gradient_accumulation_steps": True}, TypeError, "gradient_accumulation_steps is True"),
+        ({"gradient_accumulation_steps": "2"}, TypeError, "gradient_accumulation_steps is '2'; it must be a whole"),
+        ({"gradient_accumulation_steps": None}, TypeError, "gradient_accumulation_steps is None"),
+        ({"gradient_accumulation_steps": np.int64(0)}, ValueError, "must be strictly positive"),
     ],
 )
 def test_what_cannot_be_is_refused(options, error, message):
     model = nn.Linear(3, 1)
     with pytest.raises(error, match=message):
         create_supervised_trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), mse_loss, **options)
+
+
+def test_numbers_of_numpy_are_numbers():
+    trainer, _, steps = setting(np.int64(2), max_grad_norm=np.float32(1))
+    trainer.run(batches(4))
+    assert list(steps) == [2, 4]

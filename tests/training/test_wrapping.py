@@ -19,6 +19,11 @@ def test_alone_nothing_is_wrapped():
     [
         ([], TypeError, "nothing to prepare"),
         ([nn.DataParallel(nn.Linear(2, 1))], ValueError, "wrapped in DataParallel already"),
+        (
+            [torch.compile(nn.DataParallel(nn.Linear(2, 1)), backend="eager")],
+            ValueError,
+            "wrapped in DataParallel already",
+        ),
         ([DataLoader([1])], TypeError, "distrain.dataloader"),
         (["model"], TypeError, "not str"),
         ([nn.Linear(2, 1, device="meta")], ValueError, "no values yet"),
@@ -37,3 +42,10 @@ def test_alone_nothing_is_wrapped():
 def test_misuse_is_refused(objects, error, message):
     with pytest.raises(error, match=message):
         distrain.prepare(*objects)
+
+
+@pytest.mark.parametrize("option", [{"opt_level": "O2"}, {"amp_options": {"loss_scale": 2}}])
+def test_what_is_apexs_alone_is_ignored_with_a_warning(option):
+    (name,) = option
+    with pytest.warns(UserWarning, match=f"{name} is ignored: it is apex's, and amp_mode is 'amp'"):
+        distrain.prepare(nn.Linear(2, 1), amp_mode="amp", **option)
