@@ -59,7 +59,7 @@ def kill_and_look(live, victim: int, known: set[int]) -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("count", [3, pytest.param(100, marks=pytest.mark.deep)])
+@pytest.mark.parametrize("count", [3, pytest.param(25, marks=pytest.mark.deep)])
 def test_the_supervisor_is_killed_at_any_moment(tmp_path, family, count):
     """From its first breath to the middle of the training: 0 to 5 seconds."""
     draw = random.Random(count)
@@ -72,7 +72,7 @@ def test_the_supervisor_is_killed_at_any_moment(tmp_path, family, count):
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("count", [3, pytest.param(100, marks=pytest.mark.deep)])
+@pytest.mark.parametrize("count", [3, pytest.param(25, marks=pytest.mark.deep)])
 def test_any_member_of_the_run_is_killed_at_any_moment(tmp_path, family, count):
     """A grandchild alone may die without the run noticing; then the next one is drawn."""
     draw = random.Random(count)
