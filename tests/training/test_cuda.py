@@ -153,6 +153,14 @@ def test_a_deterministic_trainer_saves_every_devices_random_state():
     torch.use_deterministic_algorithms(mode=False)
 
 
+def test_a_checkpoint_holds_every_devices_random_state(tmp_path):
+    trainer = create_supervised_trainer(*parts(), mse_loss, device="cuda")
+    distrain.Checkpointer(directory=tmp_path).attach(trainer)
+    trainer.run(batches(2))
+    (saved,) = torch.load(tmp_path / "step-00000002" / "state.pt", weights_only=True)["random"]
+    assert len(saved["cuda"]) == torch.cuda.device_count()
+
+
 @pytest.mark.parametrize("opt_level", ["O1", "O2"])
 def test_apex_trains_and_its_scale_comes_back(tmp_path, opt_level):
     try:
