@@ -24,7 +24,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["DEFAULT_PARENT", "ENV_RUN_DIR", "RunDir", "new_run_name", "run_name_of", "step_of", "write_atomic"]
+__all__ = [
+    "DEFAULT_PARENT",
+    "ENV_RUN_DIR",
+    "RunDir",
+    "as_typed",
+    "new_run_name",
+    "run_name_of",
+    "step_of",
+    "write_atomic",
+]
 
 ENV_RUN_DIR = "DISTRAIN_RUN_DIR"
 """The environment variable that tells a worker its run directory (an absolute path)."""
@@ -139,6 +148,18 @@ def step_of(path: Path) -> int | None:
     """Return the step a checkpoint directory was taken at, or None when `path` is not one."""
     match = _STEP.fullmatch(path.name)
     return int(match[1]) if match else None
+
+
+def as_typed(path: Path) -> str:
+    """Return a path as a user would type it: relative when it is below the current folder.
+
+    Args:
+        path: An absolute path.
+    """
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:

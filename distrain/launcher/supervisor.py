@@ -33,7 +33,7 @@ from distrain.launcher.vigil import Standstill, Vigil
 from distrain.plan.environment import shared_variables
 from distrain.plan.plan import Plan, interpreter_versions
 from distrain.plan.render import headline
-from distrain.rundir import ENV_RUN_DIR, write_atomic
+from distrain.rundir import ENV_RUN_DIR, as_typed, write_atomic
 from distrain.supervision import report
 from distrain.supervision.failure import Report, from_json, to_json
 from distrain.supervision.logs import Console, PseudoTerminal, tail_lines
@@ -62,7 +62,7 @@ def run(plan: Plan, *, environ: Mapping[str, str]) -> int:
 
     Returns:
         The exit code: 0 all workers ended well · N the root-cause worker's own · 128+S it died of signal S ·
-        130 interrupted · 75 preempted with the state saved · 1 the launcher itself failed.
+        124 it hung · 130 interrupted · 75 preempted with the state saved · 1 the launcher itself failed.
 
     Raises:
         UsageError: What the device needs is not installed.
@@ -157,7 +157,7 @@ class _Supervisor:
             status="running",
         )
         self._record.event("run_started", {"run_dir": str(self._rundir.root)})
-        self._say(f"{headline(plan)} · run directory {_shown(self._rundir.root)}")
+        self._say(f"{headline(plan)} · run directory {as_typed(self._rundir.root)}")
         for text in self._warnings:
             self._say(f"warning: {text}")
 
@@ -304,7 +304,7 @@ class _Supervisor:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, standstill.text + "\n")
-            kept = f" (also in {_shown(path)})"
+            kept = f" (also in {as_typed(path)})"
         self._record.event("stacks", {"odd": list(standstill.odd)})
         self._console.say(f"distrain: where the ranks stand{kept}\n{standstill.text}")
         return standstill
@@ -343,7 +343,7 @@ class _Supervisor:
 
     def _conclude(self) -> int:
         """Say how the run ended, write it down and return the exit code."""
-        where = f"run directory {_shown(self._rundir.root)}"
+        where = f"run directory {as_typed(self._rundir.root)}"
         took = f"{time.monotonic() - self._began_s:.1f} s"
         failure = self._report or self._outcome.failure()
         if self._outcome.is_preempted():
@@ -387,15 +387,8 @@ class _Supervisor:
         try:
             write_atomic(self._rundir.failure, json.dumps(to_json(failure), indent=2) + "\n")
         except OSError as error:
-            self._say(f"warning: {_shown(self._rundir.failure)} could not be written: {error.strerror}")
+            self._say(f"warning: {as_typed(self._rundir.failure)} could not be written: {error.strerror}")
         self._console.say(report.render(failure))
 
     def _say(self, text: str) -> None:
         self._console.say(f"distrain: {text}")
-
-
-def _shown(path: Path) -> str:
-    """Return `path` as a user would type it: relative when it is below the current folder."""
-    with contextlib.suppress(ValueError):
-        return str(path.relative_to(Path.cwd()))
-    return str(path)
