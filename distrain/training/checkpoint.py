@@ -58,7 +58,7 @@ class Checkpointer:
         stop_on_signals: While the trainer runs, SIGTERM or SIGINT (Ctrl-C) makes all ranks finish their iteration, stop
             after the same one, save it, and end with `StoppedBySignal`, a SystemExit: exit code 75 after SIGTERM, 130
             after SIGINT. A signal to a single rank stops all. A second one of the same kind has its usual effect at
-            once. Your own handlers stay, and so do ignored signals.
+            once. Your own handlers stay, and so do ignored signals. On ignite's engine it has no effect.
 
     Raises:
         ValueError: A number is not positive.
@@ -130,7 +130,7 @@ class Checkpointer:
         found = self._find()
         if found is not None:
             self._resume(trainer, found)
-        if self._stop is not None:
+        if self._stop is not None and isinstance(trainer, Engine):
             self._stop.attach(trainer)
         if self.every is not None:
             trainer.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), self._save_inside_epoch)

@@ -108,6 +108,7 @@ def test_a_hang_is_noticed_in_time_and_the_right_rank_named(tmp_path, train, how
     assert WHERE[how] in stacks[stacks.index("rank 1, the odd") :]
 
 
+@pytest.mark.deep
 def test_after_a_hang_the_next_attempt_begins(tmp_path, train):
     with start(train, "lock", "--max-restarts", "1", cwd=tmp_path) as live:
         code, out, err = live.end(60)
@@ -117,6 +118,7 @@ def test_after_a_hang_the_next_attempt_begins(tmp_path, train):
     assert ": Hang: " in err
 
 
+@pytest.mark.deep
 def test_a_slow_step_is_no_hang_where_the_timeout_is_longer(tmp_path, train):
     with launching(*("--nproc", "2", "--device", "cpu", "--hang-timeout", "auto", train, "slow"), cwd=tmp_path) as live:
         code, _, err = live.end(60)
@@ -124,6 +126,7 @@ def test_a_slow_step_is_no_hang_where_the_timeout_is_longer(tmp_path, train):
     assert events(live.run_dir, "hang") == []
 
 
+@pytest.mark.deep
 def test_switched_off_it_waits_for_ever(tmp_path, train):
     with launching("--nproc", "2", "--device", "cpu", "--hang-timeout", "off", train, "lock", cwd=tmp_path) as live:
         live.wait_for("worker_started", 2)

@@ -59,7 +59,7 @@ def kill_and_look(live, victim: int, known: set[int]) -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("count", [3, pytest.param(25, marks=pytest.mark.deep)])
+@pytest.mark.parametrize("count", [2, pytest.param(25, marks=pytest.mark.deep)])
 def test_the_supervisor_is_killed_at_any_moment(tmp_path, family, count):
     """From its first breath to the middle of the training: 0 to 5 seconds."""
     draw = random.Random(count)
@@ -72,7 +72,7 @@ def test_the_supervisor_is_killed_at_any_moment(tmp_path, family, count):
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("count", [3, pytest.param(25, marks=pytest.mark.deep)])
+@pytest.mark.parametrize("count", [2, pytest.param(25, marks=pytest.mark.deep)])
 def test_any_member_of_the_run_is_killed_at_any_moment(tmp_path, family, count):
     """A grandchild alone may die without the run noticing; then the next one is drawn."""
     draw = random.Random(count)
@@ -95,6 +95,7 @@ def test_any_member_of_the_run_is_killed_at_any_moment(tmp_path, family, count):
             wait_until(lambda known=known: not of_the_run(live.process.pid, known), ENDS_S, what="nothing is left")
 
 
+@pytest.mark.deep
 def test_the_terminal_is_closed(tmp_path, family):
     """The shell's SIGHUP: every process hears of it, and nothing stays."""
     known = {process.pid for process in descendants(os.getpid())}

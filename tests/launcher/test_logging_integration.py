@@ -34,7 +34,7 @@ def lines_of(run_dir, rank):
     return (run_dir / "attempt-0" / f"rank-{rank}" / "stdout.log").read_text().splitlines()
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_eight_ranks_print_at_full_speed_and_no_line_is_lost_or_torn(tmp_path, chatter):
     count = 25_000
     done = launch(

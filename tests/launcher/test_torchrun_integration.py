@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.launching import launch
 
+HOST = socket.gethostname()
+
 SPEAK = """
 import json, os, sys
 rank = os.environ["RANK"]
@@ -49,7 +51,7 @@ def test_options_that_shape_the_workers_and_their_logs(folder):
     assert [each["restarts"] for each in said] == ["2"] * 2
     assert [(each["local_rank"], each["gpus"]) for each in said] == [("0", "0"), ("0", "1")]
     shown = done.stdout.splitlines()
-    assert shown == ["[0] apple 0", "[0] pear 0"]
+    assert shown == [f"[{HOST}:0] apple 0", f"[{HOST}:0] pear 0"]
     assert "plum 1" in done.stderr
     assert "plum 0" not in done.stderr
     assert [each["run_id"] for each in said] == ["job7"] * 2
@@ -95,7 +97,7 @@ def test_python_exec_is_another_interpreter(folder):
 
 def test_only_some_local_ranks_are_shown(folder):
     done, _ = run(folder, "--local-ranks-filter=1")
-    assert done.stdout.splitlines() == ["[1] apple 1", "[1] pear 1"]
+    assert done.stdout.splitlines() == [f"[{HOST}:1] apple 1", f"[{HOST}:1] pear 1"]
 
 
 def test_numa_binding_needs_gpus(folder):

@@ -72,10 +72,10 @@ def ends(done):
 @pytest.mark.parametrize(
     ("num_micro", "plan", "code"),
     [
-        (1, ["0:7:SIGTERM", "1:7:SIGTERM"], 75),
-        (1, ["0:7:SIGINT", "1:12:SIGINT"], 130),
         (4, ["0:14:SIGINT", "1:17:SIGTERM"], 75),
-        (4, ["1:10:SIGTERM", "0:10:SIGTERM"], 75),
+        pytest.param(1, ["0:7:SIGTERM", "1:7:SIGTERM"], 75, marks=pytest.mark.deep),
+        pytest.param(1, ["0:7:SIGINT", "1:12:SIGINT"], 130, marks=pytest.mark.deep),
+        pytest.param(4, ["1:10:SIGTERM", "0:10:SIGTERM"], 75, marks=pytest.mark.deep),
     ],
 )
 def test_both_stop_after_the_same_iteration_and_go_on_to_the_very_same_end(tmp_path, num_micro, plan, code):
@@ -95,11 +95,12 @@ def test_both_stop_after_the_same_iteration_and_go_on_to_the_very_same_end(tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_micro", [1, 4])
+@pytest.mark.parametrize("num_micro", [1, pytest.param(4, marks=pytest.mark.deep)])
 def test_a_signal_to_one_rank_stops_all(tmp_path, num_micro):
     assert stops(train(tmp_path, num_micro, "1:10:SIGTERM", "slow", code=1))[1] == 75
 
 
+@pytest.mark.deep
 def test_with_a_handler_of_the_users_the_run_goes_on(tmp_path):
     done = train(tmp_path, 1, "own", "0:7:SIGTERM", "1:7:SIGTERM")
     assert "['TERM']" in ends(done)

@@ -10,7 +10,7 @@ import pytest
 from tests.launcher.faults.corpus import CASES, PROGRAM, Case
 from tests.support.launching import launch
 
-ALWAYS = ("value-error", "killed", "segmentation-fault", "exit-3", "leaves-early", "does-not-take-part")
+ALWAYS = ("value-error", "segmentation-fault", "leaves-early", "does-not-take-part")
 """The faults of every test run; the others are deep."""
 
 
