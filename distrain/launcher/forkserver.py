@@ -22,7 +22,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from distrain.launcher.protocol import Channel, agent_job, worker_job
 from distrain.supervision.process_state import catches
@@ -87,7 +87,7 @@ class _ForkServer:
             try:
                 importlib.import_module(name)
             except BaseException as error:  # noqa: BLE001, PERF203 - an import may raise anything, and is slow anyway
-                self._control.send(
+                self._tell_supervisor(
                     "preload_failed",
                     module=name,
                     missing=getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None,
@@ -120,8 +120,7 @@ class _ForkServer:
                         return child
                 if channel.closed:
                     if channel is self._control:
-                        kill_descendants()
-                        os._exit(128 + signal.SIGKILL)
+                        self._end_with_supervisor()
                     self._selector.unregister(channel)
                     channel.close()
 
@@ -153,7 +152,7 @@ class _ForkServer:
         self._agent_pid = pid
         self._agent = Channel(ours)
         self._selector.register(self._agent, selectors.EVENT_READ)
-        self._control.send("agent_started", pid=pid)
+        self._tell_supervisor("agent_started", pid=pid)
         return None
 
     def ready(self) -> None:
@@ -162,7 +161,7 @@ class _ForkServer:
 
         threads = num_threads()
         self._single_threaded = threads == 1
-        self._control.send("ready", pid=os.getpid(), threads=threads, torch=torch.__version__)
+        self._tell_supervisor("ready", pid=os.getpid(), threads=threads, torch=torch.__version__)
 
     def _answer(self, message: dict[str, Any]) -> Next | None:
         op = message["op"]
@@ -171,7 +170,7 @@ class _ForkServer:
         if op == "kill":
             self._kill(message["pid"], message["signal"])
         elif op in FROM_AGENT:
-            self._control.send(f"agent_{op}", **{key: value for key, value in message.items() if key != "op"})
+            self._tell_supervisor(f"agent_{op}", **{key: value for key, value in message.items() if key != "op"})
         elif op in ("hung", "verdict"):
             self._tell_agent(**message)
         else:
@@ -198,7 +197,9 @@ class _ForkServer:
         started = {"rank": job.rank, "local_rank": job.local_rank, "attempt": job.attempt, "pid": pid}
         assert self._agent is not None
         self._agent.send("spawned", **started)
-        self._control.send("worker_started", **started, stdout=job.stdout, stderr=job.stderr, error_file=job.error_file)
+        self._tell_supervisor(
+            "worker_started", **started, stdout=job.stdout, stderr=job.stderr, error_file=job.error_file
+        )
         return None
 
     def _kill(self, pid: int, sig: int) -> None:
@@ -222,15 +223,26 @@ class _ForkServer:
             ended = {"pid": pid, "exit_code": code, "monotonic_ns": time.monotonic_ns()}
             if pid == self._agent_pid:
                 self._hear_agent_out()
-                self._control.send("agent_exited", **ended)
+                self._tell_supervisor("agent_exited", **ended)
             elif pid in self._workers:
                 rank = self._workers.pop(pid)
                 ended["was_asked"] = pid in self._asked
                 self._asked.discard(pid)
                 if code != 0:
                     self._ask_for_stacks()  # at once: the others are about to be ended
-                self._control.send("worker_exited", rank=rank, **ended)
+                self._tell_supervisor("worker_exited", rank=rank, **ended)
                 self._tell_agent("exited", rank=rank, **ended)
+
+    def _tell_supervisor(self, op: str, **fields: Any) -> None:
+        try:
+            self._control.send(op, **fields)
+        except OSError:
+            self._end_with_supervisor()
+
+    def _end_with_supervisor(self) -> NoReturn:
+        """End what a supervisor that is gone leaves behind; a read shows it, or a write, whichever comes first."""
+        kill_descendants()
+        os._exit(128 + signal.SIGKILL)
 
     def _tell_agent(self, op: str, **fields: Any) -> None:
         if self._agent is not None and not self._agent.closed:

@@ -22,7 +22,7 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from distrain.launcher.protocol import AgentJob, Channel, agent_job
 from distrain.supervision.reaping import adopt_orphans, die_with_parent, kill_descendants, outlive_parent
@@ -140,8 +140,13 @@ class _Host:
         if any(message["op"] == "hung" for message in self._control.receive()):
             _signal_group(runner_pid, signal.SIGKILL)
         if self._control.closed:
-            kill_descendants()
-            os._exit(128 + signal.SIGKILL)
+            _end_everything()
+
+    def _tell(self, op: str, **fields: Any) -> None:
+        try:
+            self._control.send(op, **fields)
+        except OSError:  # the supervisor is gone
+            _end_everything()
 
     def _hear(
         self, channel: Channel, attempt: int, ranks: dict[Channel, dict[str, Any]], codes: dict[int, int]
@@ -149,10 +154,10 @@ class _Host:
         for message in channel.receive():
             op = message.pop("op")
             if op == "ready":
-                self._control.send("ready", **message)
+                self._tell("ready", **message)
             elif op == "started":
                 ranks[channel] = message
-                self._control.send("worker_started", attempt=attempt, **message)
+                self._tell("worker_started", attempt=attempt, **message)
             else:
                 assert op == "ended", op
                 self._ended(ranks[channel], codes, message["exit_code"])
@@ -166,12 +171,12 @@ class _Host:
 
     def _ended(self, rank: dict[str, Any], codes: dict[int, int], code: int) -> None:
         codes[rank["rank"]] = code
-        self._control.send(
+        self._tell(
             "worker_exited", rank=rank["rank"], pid=rank["pid"], exit_code=code, monotonic_ns=time.monotonic_ns()
         )
 
     def _report(self, **fields: Any) -> None:
-        self._control.send("agent_report", **fields)
+        self._tell("agent_report", **fields)
 
     def _on_signal(self, number: int, _frame: object) -> None:
         self._stopped_by = self._stopped_by or number
@@ -196,6 +201,11 @@ def main(control_fd: int, supervisor_pid: int) -> None:
     _Host(control, job).run()
     while not control.closed:  # the supervisor ends this process; its own end would look like an accident
         control.receive()
+
+
+def _end_everything() -> NoReturn:
+    kill_descendants()
+    os._exit(128 + signal.SIGKILL)
 
 
 def _signal_group(pid: int, number: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+import pytest
+
 from tests.support.launching import command, launch
 
 OUTER = """
@@ -19,6 +21,7 @@ open(f"inner-{os.path.basename(run_dir)}-{rank}-{world}", "w").close()
 """
 
 
+@pytest.mark.deep
 def test_each_worker_may_launch_a_run_of_its_own(tmp_path):
     (tmp_path / "outer.py").write_text(OUTER)
     (tmp_path / "inner.py").write_text(INNER)

@@ -30,6 +30,7 @@ def test_two_ranks_learn_the_digits(tmp_path):
     assert sorted(os.listdir(os.path.join(run_dir, "checkpoints"))) == ["step-00000161", "step-00000184"]
 
 
+@pytest.mark.deep
 def test_killed_under_distrain_launch_it_goes_on_to_the_very_same_end(tmp_path):
     ends = []
     for interrupted in (True, False):

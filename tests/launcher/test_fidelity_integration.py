@@ -346,7 +346,7 @@ def test_default_thread_count(tmp_path: Path) -> None:
     assert (finished.stdout + finished.stderr).count("OMP_NUM_THREADS") == 1
 
 
-CHILDREN = ["set", "fork", *(pytest.param(kind, marks=pytest.mark.deep) for kind in ("spawn", "forkserver", "torch"))]
+CHILDREN = ["fork", *(pytest.param(kind, marks=pytest.mark.deep) for kind in ("set", "spawn", "forkserver", "torch"))]
 
 
 @pytest.mark.parametrize("kind", CHILDREN)

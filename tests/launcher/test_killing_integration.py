@@ -71,8 +71,9 @@ def test_the_supervisor_is_killed_at_any_moment(tmp_path, family, count):
             kill_and_look(live, live.process.pid, known)
 
 
+@pytest.mark.deep
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("count", [2, pytest.param(25, marks=pytest.mark.deep)])
+@pytest.mark.parametrize("count", [25])
 def test_any_member_of_the_run_is_killed_at_any_moment(tmp_path, family, count):
     """A grandchild alone may die without the run noticing; then the next one is drawn."""
     draw = random.Random(count)

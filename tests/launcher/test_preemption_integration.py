@@ -58,7 +58,11 @@ def weights(text):
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "status"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 75, "preempted")]
+    ("number", "code", "status"),
+    [
+        pytest.param(signal.SIGINT, 130, "interrupted", marks=pytest.mark.deep),
+        (signal.SIGTERM, 75, "preempted"),
+    ],
 )
 def test_a_stopped_launch_goes_on_to_the_very_same_end(tmp_path, script, number, code, status):
     whole = weights(

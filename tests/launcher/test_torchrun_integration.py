@@ -64,6 +64,7 @@ def test_options_that_shape_the_workers_and_their_logs(folder):
     assert "pear" not in filtered
 
 
+@pytest.mark.deep
 def test_the_place_and_the_run_that_are_named_are_those_of_the_workers(folder):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])

@@ -72,7 +72,7 @@ def ends(done):
 @pytest.mark.parametrize(
     ("num_micro", "plan", "code"),
     [
-        (4, ["0:14:SIGINT", "1:17:SIGTERM"], 75),
+        pytest.param(4, ["0:14:SIGINT", "1:17:SIGTERM"], 75, marks=pytest.mark.deep),
         pytest.param(1, ["0:7:SIGTERM", "1:7:SIGTERM"], 75, marks=pytest.mark.deep),
         pytest.param(1, ["0:7:SIGINT", "1:12:SIGINT"], 130, marks=pytest.mark.deep),
         pytest.param(4, ["1:10:SIGTERM", "0:10:SIGTERM"], 75, marks=pytest.mark.deep),
