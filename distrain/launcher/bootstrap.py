@@ -8,6 +8,7 @@ runs at the bottom of the stack, and the interpreter ends by itself when it retu
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import fcntl
 import functools
 import io
@@ -169,8 +170,6 @@ def _show_stacks_when_asked(job: WorkerJob) -> None:
 
     The file's descriptor is a high one, so that the program's own get the numbers that they would get elsewhere.
     """
-    import faulthandler
-
     try:
         fd = os.open(job.stacks_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError:  # no room on the disk

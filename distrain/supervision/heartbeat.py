@@ -15,6 +15,7 @@ disk, because a full disk is one of the reasons to fail.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
 import struct
@@ -131,16 +132,31 @@ class _Slot:
     def __init__(self, path: str, number: int) -> None:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            self.memory = mmap.mmap(fd, _SLOT_NBYTES, offset=number * _SLOT_NBYTES)
+            self.memory = _mapped(fd, _SLOT_NBYTES, number * _SLOT_NBYTES)
         finally:
             os.close(fd)
-        self.numbers = memoryview(self.memory)[:_PAGE].cast("Q")
+        self.numbers = self.memory[:_PAGE].cast("Q")
 
     def begin(self) -> None:
         """Make it this process's own, with nothing shown yet."""
         for field in (_LAST_NS, _RECORD_NBYTES, _PAUSED, _STEPS, _ITERATIONS, _ITERATION, _HEARTBEATS):
             self.numbers[field] = 0
         self.numbers[_PID] = os.getpid()
+
+
+def _mapped(fd: int, nbytes: int, offset: int) -> memoryview:
+    """Map a part of a file for the rest of the process's life.
+
+    Python's own mmap keeps a descriptor open, the lowest that is free, which the program's first file would get
+    (python/cpython#78502; `trackfd=False` in 3.13).
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *([ctypes.c_int] * 3), ctypes.c_long]
+    address = libc.mmap(None, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, offset)
+    if address in (None, ctypes.c_void_p(-1).value):
+        raise OSError(ctypes.get_errno(), "mmap")
+    return memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
 
 
 _slot: _Slot | None = None

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -22,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from distrain.supervision.stacks import STACKS_SIGNAL
 from tests.launcher.probe import facts as probe_facts
 from tests.support.processes import Finished, run
 
@@ -144,6 +146,14 @@ def preloaded_modules() -> list[str]:
     return json.loads(run([sys.executable, "-c", program], env=BARE).check().stdout)
 
 
+FATAL = (signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL)
+
+
+def bits(mask: str) -> Iterator[int]:
+    """Yield the signals of a mask as /proc shows it."""
+    return (number for number in range(1, 65) if int(mask, 16) >> (number - 1) & 1)
+
+
 def without_ours(names: Sequence[str]) -> set[str]:
     return {name for name in names if "DISTRAIN_" not in name and "_SOCKET_IFNAME" not in name}
 
@@ -182,6 +192,25 @@ ALLOWED: list[tuple[str, Callable[[Any, Any], bool], str]] = [
         r"open_files\.[12]\.access",
         lambda a, b: b == a | os.O_APPEND,
         "children may write to the log too, and it stays whole",
+    ),
+    (
+        r"open_files\.200\.(access|inheritable|target)",
+        lambda a, b: (
+            (a, b) in {(ABSENT, os.O_WRONLY | os.O_APPEND), (ABSENT, False), (ABSENT, "file of the run")}
+            or (a, b == os.O_WRONLY | os.O_APPEND | os.O_LARGEFILE) == (ABSENT, True)
+        ),
+        "where the stacks go in a crash: a high number, which no child inherits",
+    ),
+    (
+        r"signals\.kernel\.SigCgt",
+        lambda a, b: {*bits(b)} - {*bits(a)} == {*FATAL, STACKS_SIGNAL} and {*bits(a)} <= {*bits(b)},
+        "the stacks are written at these signals, below Python's handlers",
+    ),
+    (r"faults\.enabled", lambda a, b: (a, b) == (False, True), "a crash shows the Python stack in the report"),
+    (
+        r"torch_process\.torch\.optimizer hooks",
+        lambda a, b: (a, b) == ([0, 0], [0, 1]),
+        "each optimizer's step is seen, so that a hang is",
     ),
     (r"process\.prctl\.parent death signal", lambda a, b: (a, b) == (0, 9), "a worker never outlives the launcher"),
 ]
@@ -423,7 +452,9 @@ class Endings:
     def _launch_failing(self) -> dict[str, End]:
         """One rank, and as many restarts as there are ways to fail."""
         names = self.failing
-        out, rundir = self._launch(names, "failing", "--nproc", "1", "--max-restarts", str(len(names) - 1))
+        out, rundir = self._launch(
+            names, "failing", "--nproc", "1", "--retry", "always", "--max-restarts", str(len(names) - 1)
+        )
         return {name: self._launched(name, rundir, out, attempt=turn, rank=0) for turn, name in enumerate(names)}
 
     def _launch_succeeding(self) -> dict[str, End]:
@@ -513,7 +544,8 @@ def test_a_command_gets_the_environment_of_a_worker(tmp_path: Path) -> None:
 def test_an_open_file_of_the_shell_stays_out(tmp_path: Path) -> None:
     """A descriptor that our caller left open goes to neither launcher's workers by accident of ours."""
     script = tmp_path / "files.py"
-    script.write_text("import os; print(sorted(int(fd) for fd in os.listdir('/proc/self/fd'))[:-1])")
+    # the last one is that of the listing itself; from 200 on there is only where the stacks go
+    script.write_text("import os; print(sorted(n for n in map(int, os.listdir('/proc/self/fd')) if n < 200)[:-1])")
     texts = []
     for launcher in (
         [*TORCHRUN, "--nproc_per_node", "1", "--log-dir", str(tmp_path / "logs")],
