@@ -48,7 +48,7 @@ time.sleep(600)
 
 def run(folder, text, *options):
     (folder / "train.py").write_text(text)
-    return launch("--device", "xla", "--run-dir", "run", *options, cwd=folder, env=CPU)
+    return launch("--device", "xla", "--run-dir", "run", *options, cwd=folder, env=CPU, deadline_s=110)
 
 
 def test_torch_xla_starts_the_rank_and_the_script_may_call_its_launch_too(tmp_path):
