@@ -68,7 +68,7 @@ CASES = (
     Case(name="error-in-a-loader-process", kind="OSError: .*"),
     Case(name="killed-loader-process", kind=r"RuntimeError: DataLoader worker \(pid"),
     Case(name="fails-while-a-thread-goes-on", kind="ValueError: with a thread"),
-    Case(name="closes-its-connections", kind="ConnectionResetError: the link to the storage is gone"),
+    Case(name="loses-a-connection-of-its-own", kind="ConnectionResetError: the link to the storage is gone"),
     Case(name="two-fail-together", kind="ValueError: both of us", ranks="0,1"),
     _ended("exit-3", "exit code 3: .", 3),
     _ended("exit-with-words", "exit code 1: .*no data for this rank", 1),
