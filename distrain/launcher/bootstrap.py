@@ -32,7 +32,7 @@ from distrain.supervision import heartbeat
 from distrain.supervision.exception_record import encode, exception_record
 from distrain.supervision.stacks import STACKS_SIGNAL
 
-__all__ = ["become", "become_rank_of_xla", "run"]
+__all__ = ["become", "become_rank_of_xla", "renew_random_state", "run"]
 
 _server_main: types.ModuleType | None = None
 
@@ -60,7 +60,7 @@ def become(job: WorkerJob) -> None:
     heartbeat.open_slot(job.env.get(heartbeat.ENV_HEARTBEAT, ""))
     if not job.warm:
         os.execvpe(job.command[0], job.command, job.env)  # noqa: S606 - no shell is wanted
-    _renew_random_state()
+    renew_random_state()
     _set_openblas_threads(job.env)
     _let_gloo_finish()
     _show_stacks_when_asked(job)
@@ -103,7 +103,7 @@ def _bind_to_numa(job: WorkerJob) -> None:
     )
 
 
-def _renew_random_state() -> None:
+def renew_random_state() -> None:
     """Draw anew what an interpreter and its libraries draw from the system when they start.
 
     `random` renews itself after a fork, `uuid` and `secrets` keep no state. Devices other than the CPU have a

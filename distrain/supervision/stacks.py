@@ -29,6 +29,7 @@ __all__ = [
     "odd_ones_out",
     "parse",
     "process_state",
+    "ranks_in_words",
     "render",
     "whereabouts",
 ]
@@ -308,7 +309,7 @@ def render(groups: Sequence[Group], states: Mapping[int, ProcessState | None]) -
 def _render_group(each: Group, states: Mapping[int, ProcessState | None], *, odd: bool) -> Iterator[str]:
     known = [state for rank in each.ranks if (state := states.get(rank))]
     words = dict.fromkeys(state.words for state in known if odd or state.state != "S")
-    title = _ranks(each.ranks) + (", the odd one out" if odd and len(each.ranks) == 1 else ", the odd ones out" * odd)
+    title = ranks_in_words(each.ranks) + (", the odd one out" if odd and len(each.ranks) == 1 else ", the odd ones out" * odd)
     title += f" ({', '.join(words)})" if words else ""
     doing = _doing(each.dump)
     yield f"{title}, {doing}:" if doing else f"{title}:"
@@ -332,7 +333,7 @@ def _with_code(frames: Sequence[Frame]) -> Iterator[Frame]:
         yield replace(frame, code=code or frame.code)
 
 
-def _ranks(ranks: Sequence[int]) -> str:
+def ranks_in_words(ranks: Sequence[int]) -> str:
     """Return `rank 3` or `ranks 0-2, 5`."""
     spans: list[list[int]] = []
     for rank in ranks:

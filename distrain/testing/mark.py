@@ -1,0 +1,72 @@
+"""`@pytest.mark.distributed`: its arguments, read and checked."""
+
+from __future__ import annotations
+
+import inspect
+import unittest
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NoReturn
+
+import pytest
+
+from distrain.errors import did_you_mean
+
+__all__ = ["DESCRIPTION", "Mark", "read_mark"]
+
+DESCRIPTION = (
+    "distributed(nproc, timeout_s=60, shared=()): run the test on nproc gloo ranks forked from a warm server; fixtures "
+    "named in shared run once, in pytest's process (distrain)"
+)
+
+DEFAULT_TIMEOUT_S = 60.0
+
+_ARGUMENTS = ("nproc", "timeout_s", "shared")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """The arguments of the mark.
+
+    Args:
+        nproc: Number of ranks.
+        timeout_s: Seconds for fixtures and body together; after them every rank's stack is shown.
+        shared: Fixtures that run in pytest's process; ranks get copies of the values. `tmp_path` always does.
+    """
+
+    nproc: int
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    shared: tuple[str, ...] = ("tmp_path",)
+
+
+def read_mark(item: pytest.Item) -> Mark:
+    """Return the mark of a test; fail the test when the mark is wrong, or the test of a kind that ranks cannot run."""
+    mark = item.get_closest_marker("distributed")
+    assert mark is not None
+    for name in mark.kwargs:
+        if name not in _ARGUMENTS:
+            _refuse(f"has no argument {name!r}; there are {', '.join(_ARGUMENTS)}.{did_you_mean(name, _ARGUMENTS)}")
+    if len(mark.args) > 1 or (mark.args and "nproc" in mark.kwargs):
+        _refuse(f"takes nproc alone without its name, and got {mark.args!r}; write distributed(nproc=2, timeout_s=30)")
+    nproc = mark.args[0] if mark.args else mark.kwargs.get("nproc")
+    if type(nproc) is not int or nproc < 1:
+        _refuse(f"got nproc={nproc!r}; it must be the number of ranks, 1 or more")
+    timeout_s = mark.kwargs.get("timeout_s", DEFAULT_TIMEOUT_S)
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not timeout_s > 0:
+        _refuse(f"got timeout_s={timeout_s!r}; it must be a number of seconds, more than 0")
+    shared = mark.kwargs.get("shared", ())
+    if isinstance(shared, str) or not isinstance(shared, Iterable):
+        _refuse(f"got shared={shared!r}; it must be a list of fixtures' names")
+    _check_kind(item)
+    return Mark(nproc=nproc, timeout_s=float(timeout_s), shared=tuple(dict.fromkeys(("tmp_path", *shared))))
+
+
+def _check_kind(item: pytest.Item) -> None:
+    if not isinstance(item, pytest.Function) or (item.cls is not None and issubclass(item.cls, unittest.TestCase)):
+        _refuse("works on test functions and on methods of plain classes, not on unittest.TestCase or others' items")
+    if inspect.iscoroutinefunction(item.obj):
+        _refuse("works on plain functions; call asyncio.run() in the body instead of making it a coroutine")
+
+
+def _refuse(what: str) -> NoReturn:
+    pytest.fail(f"@pytest.mark.distributed {what}", pytrace=False)

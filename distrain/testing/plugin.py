@@ -1,0 +1,177 @@
+"""The pytest plugin: the mark, the hooks that hand a test over to its ranks, and the fixtures.
+
+It is imported by every pytest run of an environment that has distrain, so it imports nothing that costs time; the
+server is started, and torch imported there, when the first marked test comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from distrain.testing.mark import DESCRIPTION, read_mark
+
+if TYPE_CHECKING:
+    from distrain.runtime.world import World
+    from distrain.testing.faults import Faults
+    from distrain.testing.ranks import RankGroup
+    from distrain.testing.verdict import Verdict
+    from distrain.testing.warm_server import WarmServer
+
+__all__ = ["NO_PDB", "RANK"]
+
+RANK: pytest.StashKey[Any] = pytest.StashKey()
+"""In the configuration of a rank: its `rank.Rank`. Nowhere else is it set."""
+
+_SERVER: pytest.StashKey[WarmServer] = pytest.StashKey()
+_GROUP: pytest.StashKey[RankGroup] = pytest.StashKey()
+_VERDICT: pytest.StashKey[Verdict] = pytest.StashKey()
+
+NO_PDB = (
+    "pdb does not reach the ranks of a distributed test; look at one with print(), or run its body in a script under "
+    "`distrain launch`, where breakpoint() works on the rank that is shown."
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", DESCRIPTION)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    server = config.stash.get(_SERVER, None)
+    if server is not None:
+        server.close()
+
+
+def _is_ours(item: pytest.Item) -> bool:
+    """Whether this process hands the test to ranks; a rank, which is a pytest too, runs it."""
+    return item.get_closest_marker("distributed") is not None and RANK not in item.config.stash
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    if not _is_ours(item):
+        return (yield)
+    mark = read_mark(item)
+    assert isinstance(item, pytest.Function)
+    if item.config.getoption("trace", default=False):
+        pytest.fail(f"--trace: {NO_PDB}", pytrace=False)
+    everything = item.fixturenames
+    item.fixturenames = [name for name in everything if name in mark.shared and name != "request"]
+    item.fixturenames += [name for name in mark.shared if name not in item.fixturenames]
+    try:
+        yield
+    finally:
+        shared = {name: item.funcargs[name] for name in mark.shared if name in item.funcargs}
+        item.fixturenames = everything
+    from distrain.testing.ranks import RankGroup
+
+    group = item.stash[_GROUP] = RankGroup(_server_of(item.config), item, mark, shared)
+    _run(item, group, "setup")
+
+
+def _server_of(config: pytest.Config) -> WarmServer:
+    from distrain.testing.warm_server import WarmServer
+
+    server = config.stash.get(_SERVER, None)
+    if server is None or not server.is_usable:
+        server = config.stash[_SERVER] = WarmServer.start(config)
+    return server
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    if not _is_ours(pyfuncitem):
+        return None
+    _run(pyfuncitem, pyfuncitem.stash[_GROUP], "call")
+    return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    group = item.stash.get(_GROUP, None)
+    if group is None:
+        return (yield)
+    del item.stash[_GROUP]
+    try:
+        _run(item, group, "teardown")
+    finally:
+        group.close()
+        yield
+
+
+def _run(item: pytest.Item, group: RankGroup, when: str) -> None:
+    """Have the ranks do a phase of the test; what they came to is raised here, and told in the report's words."""
+    from distrain.testing.verdict import RanksEnded
+
+    try:
+        verdict = group.run(when)
+    except KeyboardInterrupt:
+        group.close()
+        raise
+    except BaseException:  # another plugin's deadline, such as pytest-timeout's
+        item.add_report_section(when, "stacks of the ranks", group.interrupt())
+        raise
+    item.stash[_VERDICT] = verdict
+    item.user_properties.extend(each for each in verdict.user_properties if each not in item.user_properties)
+    if verdict.outcome != "passed":
+        raise RanksEnded(verdict)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    verdict = item.stash.get(_VERDICT, None)
+    if verdict is None:
+        return report
+    del item.stash[_VERDICT]
+    if call.excinfo is None or call.excinfo.typename == "RanksEnded":
+        verdict.write_into(report)
+    if item.config.getoption("usepdb", default=False) and report.failed:
+        report.sections.append(("pdb", NO_PDB))
+        call.excinfo = None  # so that pytest does not open the debugger in this process, which has no part in it
+    return report
+
+
+def _rank(request: pytest.FixtureRequest) -> Any:
+    rank = request.config.stash.get(RANK, None)
+    if rank is None:
+        pytest.fail(
+            f"The fixture {request.fixturename!r} belongs to ranks: mark the test with "
+            "@pytest.mark.distributed(nproc=2).",
+            pytrace=False,
+        )
+    return rank
+
+
+@pytest.fixture
+def world(request: pytest.FixtureRequest) -> Generator[World, None, None]:
+    """The world of this rank, as `distrain.init()` returns it; it is closed after the test."""
+    rank = _rank(request)
+    import distrain
+
+    opened = distrain.init(device="cpu")
+    yield opened
+    if rank.all_passed:
+        opened.close()
+    # Otherwise a peer may be gone: nobody is waited for, and the process group ends with the process.
+
+
+@pytest.fixture
+def run_dir(request: pytest.FixtureRequest) -> Path:
+    """The run directory, the same for all ranks: what `world.run_dir` is, and where checkpoints go by default."""
+    path: Path = _rank(request).run_dir
+    path.mkdir(exist_ok=True)
+    return path
+
+
+@pytest.fixture
+def faults(request: pytest.FixtureRequest) -> Faults:
+    """Faults by rank and step: `faults.inject("kill", rank=1, step=3)`."""
+    found: Faults = _rank(request).faults
+    return found

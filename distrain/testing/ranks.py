@@ -1,0 +1,292 @@
+"""The ranks of one test as pytest's process sees them: started together, led from phase to phase, ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pickle
+import time
+import warnings
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import pytest
+
+from distrain.supervision.failure import signal_name
+from distrain.supervision.frames import Frame
+from distrain.supervision.stacks import STACKS_SIGNAL, Dump, group, parse, render
+from distrain.testing.mark import Mark
+from distrain.testing.verdict import RankEnd, Verdict, judge
+from distrain.testing.warm_server import ServerError, WarmServer
+
+__all__ = ["RankGroup"]
+
+GRACE_S = 0.5
+"""How long the others have, after a rank has failed, to fail in the same way before they are ended."""
+
+STACKS_S = 1.0
+
+
+@dataclass(kw_only=True)
+class _Rank:
+    """What is known of one rank."""
+
+    number: int
+    pid: int
+    connection: Connection
+    files: tuple[int, ...] = ()
+    report: pytest.TestReport | None = None
+    order: int = 0
+    died: str = ""
+    stands: str = ""
+    hit: str = ""
+    is_over: bool = False
+    warnings: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether something is still to come from it; nothing comes from a rank that hangs on demand."""
+        return not self.is_over and self.hit != "hang"
+
+
+class RankGroup:
+    """The ranks of a test.
+
+    Args:
+        server: Where they are forked.
+        item: The test.
+        mark: Its mark.
+        shared: The shared fixtures' values.
+    """
+
+    def __init__(self, server: WarmServer, item: pytest.Function, mark: Mark, shared: dict[str, Any]) -> None:
+        self._server = server
+        self._item = item
+        self._mark = mark
+        self._ranks: list[_Rank] = []
+        self._num_ends = 0
+        self._all_passed = True
+        self._stacks = ""
+        try:
+            server.collect(str(item.path), item.nodeid)
+            started = server.start_ranks(item.nodeid, mark.nproc, self._job(shared))
+        except ServerError as error:
+            pytest.fail(str(error), pytrace=False)
+        self._ranks = [
+            _Rank(number=number, pid=each.pid, connection=each.connection) for number, each in enumerate(started)
+        ]
+        self._deadline = time.monotonic() + mark.timeout_s
+
+    def _job(self, shared: dict[str, Any]) -> dict[str, Any]:
+        for name, value in shared.items():
+            try:
+                pickle.dumps(value)
+            except Exception as error:
+                pytest.fail(
+                    f"The shared fixture {name!r} returned {type(value).__name__}, which cannot be copied to the ranks "
+                    f"({error}). Return what can be pickled, such as an address, or leave the name out of shared=: the "
+                    "fixture then runs in each rank.",
+                    pytrace=False,
+                )
+        env = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+        return {
+            "env": env,
+            "directory": os.getcwd(),
+            "shared": pickle.dumps(shared),
+            "folder": shared["tmp_path"],
+        }
+
+    def run(self, when: str) -> Verdict:
+        """Have all ranks do a phase, and return what came of it.
+
+        A rank that does not pass ends the phase for all; the others are ended after `GRACE_S`.
+
+        Args:
+            when: setup, call or teardown.
+        """
+        living = [rank for rank in self._ranks if not rank.is_over]
+        if when == "teardown" and not living:
+            return Verdict(outcome="passed")
+        for rank in self._ranks:
+            rank.report = None
+        if when != "setup":
+            for rank in living:
+                with contextlib.suppress(OSError):
+                    rank.connection.send((when, self._all_passed))
+        is_late = not self._wait(when)
+        if is_late:
+            self._end_late(when)
+        ends = [self._end_of(rank) for rank in self._ranks if when != "teardown" or rank in living]
+        timed_out = self._mark.timeout_s if is_late and all(end.report is None or end.report.passed for end in ends) else None
+        if timed_out is not None and any(end.died and not end.was_hit for end in ends):
+            timed_out = None
+        verdict = judge(ends, when=when, timeout_s=timed_out, stacks=self._stacks)
+        self._all_passed &= verdict.outcome == "passed"
+        if when == "teardown":
+            self._pass_warnings_on()
+        return verdict
+
+    def _wait(self, when: str) -> bool:
+        """Wait until every rank has reported; return False where some had to be given up."""
+        deadline = self._deadline if when != "teardown" else time.monotonic() + self._mark.timeout_s
+        if when == "teardown" and not self._all_passed:
+            deadline = min(deadline, time.monotonic() + 10 * GRACE_S)
+        while pending := [rank for rank in self._ranks if rank.is_awaited and not self._has_ended(rank, when)]:
+            ready = wait([rank.connection for rank in pending], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                return False
+            for rank in pending:
+                if rank.connection in ready and not self._hear(rank):
+                    deadline = min(deadline, time.monotonic() + GRACE_S)
+        return True
+
+    @staticmethod
+    def _has_ended(rank: _Rank, when: str) -> bool:
+        return rank.report is not None and when != "teardown"
+
+    def _hear(self, rank: _Rank) -> bool:
+        """Take one message; return False for one that ends the test for all."""
+        try:
+            word, *content = rank.connection.recv()
+        except (EOFError, OSError):
+            rank.is_over = True
+            return self._has_passed_away(rank)
+        if word == "ready":
+            rank.files = self._receive_files(rank, content[0])
+        elif word == "hit":
+            rank.hit = content[0]
+        elif word == "warning":
+            rank.warnings.append(content[0])
+        elif word == "done":
+            rank.is_over = True
+        elif word == "broken":
+            rank.died = f"could not run the test:\n{content[0]}"
+        else:
+            report = self._item.config.hook.pytest_report_from_serializable(config=self._item.config, data=content[0])
+            rank.report, rank.order = report, self._next()
+            return bool(report.passed)
+        return True
+
+    def _has_passed_away(self, rank: _Rank) -> bool:
+        if rank.died:
+            return False
+        code = self._server.how_it_ended(rank.pid)
+        rank.order = self._next()
+        if code is None:
+            rank.died = "closed its connection to pytest"
+        elif code < 0:
+            rank.died = f"died of {signal_name(-code)}"
+        else:
+            rank.died = f"ended with exit code {code} in the middle of the test (os._exit)"
+        return bool(rank.hit)
+
+    @staticmethod
+    def _receive_files(rank: _Rank, num_files: int) -> tuple[int, ...]:
+        import socket
+
+        with socket.socket(fileno=os.dup(rank.connection.fileno())) as sock:
+            _, files, _, _ = socket.recv_fds(sock, 1, num_files)
+        return tuple(files)
+
+    def _next(self) -> int:
+        self._num_ends += 1
+        return self._num_ends
+
+    def _end_late(self, when: str) -> None:
+        late = [rank for rank in self._ranks if rank.is_awaited and not self._has_ended(rank, when)]
+        self._stacks = self._ask_for_stacks(late)
+        for rank in late:
+            rank.stands = "was ended"
+        self._server.end_ranks()
+        for rank in self._ranks:
+            rank.is_over = True
+
+    def _end_of(self, rank: _Rank) -> RankEnd:
+        is_lost = rank.report is None
+        return RankEnd(
+            rank=rank.number,
+            report=rank.report,
+            died=rank.died,
+            stands=rank.stands,
+            was_hit=bool(rank.hit) and is_lost,
+            order=rank.order,
+            output=self._printed(rank) if is_lost else (),
+        )
+
+    def _printed(self, rank: _Rank) -> tuple[tuple[str, str], ...]:
+        """Return what a rank that gave no report had printed in the phase, and its stacks when it crashed."""
+        named = zip(("Captured stdout", "Captured stderr"), rank.files[:-1], strict=False)
+        sections = [(title, _content(file)) for title, file in named]
+        if rank.died and rank.files:
+            sections.append(("Stack of the crash", _content(rank.files[-1])))
+        return tuple((title, text) for title, text in sections if text)
+
+    def _ask_for_stacks(self, ranks: list[_Rank]) -> str:
+        """Return where these ranks stand, as text."""
+        before = {rank.number: len(_content(rank.files[-1])) for rank in ranks if rank.files}
+        for rank in ranks:
+            if rank.files:
+                self._server.signal(rank.pid, STACKS_SIGNAL)
+        dumps: dict[int, Dump | None] = {rank.number: None for rank in ranks}
+        end = time.monotonic() + STACKS_S
+        while any(dump is None for dump in dumps.values()) and time.monotonic() < end:
+            for rank in ranks:
+                text = _content(rank.files[-1])[before[rank.number] :] if rank.files else ""
+                if "(most recent call first)" in text:
+                    dumps[rank.number] = _of_the_test(parse(text)[-1])
+            time.sleep(0.01)
+        return render(group(dumps), {})
+
+    def interrupt(self) -> str:
+        """End the ranks because of something in this process; return where they stood."""
+        text = self._ask_for_stacks([rank for rank in self._ranks if rank.is_awaited]) if self._server.is_usable else ""
+        self.close()
+        return text
+
+    def close(self) -> None:
+        """End what is left of the ranks, and of what they started."""
+        for rank in self._ranks:
+            rank.is_over = True
+            rank.connection.close()
+            for file in rank.files:
+                os.close(file)
+            rank.files = ()
+        if self._server.is_usable:
+            self._server.end_ranks()
+
+    def _pass_warnings_on(self) -> None:
+        """Have this pytest's summary show the ranks' warnings, once where several ranks had the same."""
+        for content in {repr(each): each for rank in self._ranks for each in rank.warnings}.values():
+            module, _, name = content["category"].partition(":")
+            category: Any = UserWarning
+            with contextlib.suppress(ImportError, AttributeError):
+                category = getattr(importlib.import_module(module), name)
+            message = warnings.WarningMessage(
+                category(content["text"]), category, content["filename"], content["lineno"]
+            )
+            self._item.config.hook.pytest_warning_recorded.call_historic(
+                kwargs={
+                    "warning_message": message,
+                    "when": content["when"],
+                    "nodeid": content["nodeid"],
+                    "location": content["location"],
+                }
+            )
+
+
+def _content(file: int) -> str:
+    return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
+
+
+def _of_the_test(dump: Dump) -> Dump:
+    """Leave out the frames below the test, which are pytest's and ours."""
+    return replace(
+        dump, threads=tuple(replace(thread, frames=_above_pytest(thread.frames)) for thread in dump.threads)
+    )
+
+
+def _above_pytest(frames: tuple[Frame, ...]) -> tuple[Frame, ...]:
+    last = max((n for n, frame in enumerate(frames) if "/_pytest/" in frame.file or "/pluggy/" in frame.file), default=-1)
+    return frames[last + 1 :] or frames

@@ -1,0 +1,250 @@
+"""What the ends of all ranks make of a test: one outcome, one text in which equal ranks stand together.
+
+The text is pytest's own kind of report, a chain of tracebacks with the rank's name above each, so that colours, the
+short summary, junitxml and pytest-xdist work with it. The first failure stands last, next to the summary.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import pytest
+from _pytest._code.code import (  # pytest has no public names for the parts of a report
+    ExceptionChainRepr,
+    ReprEntryNative,
+    ReprExceptionInfo,
+    ReprFileLocation,
+    ReprTraceback,
+)
+
+from distrain.supervision.stacks import ranks_in_words
+
+__all__ = ["RankEnd", "RanksEnded", "Verdict", "judge"]
+
+_ADDRESS = re.compile(r"0x[0-9a-f]{4,}")
+_STRICT = "[XPASS(strict)]"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankEnd:
+    """How one rank ended a phase of the test.
+
+    Args:
+        rank: Its number.
+        report: Its own pytest's report; None when it gave none.
+        died: How the process ended instead, in words; "" when it did not.
+        stands: Where it stood when it was ended, because another rank failed or the time was over; "" otherwise.
+        was_hit: Whether a fault that the test asked for hit it.
+        order: The how many-th report or death it was.
+        output: What it had printed, for a rank without a report: title and text.
+    """
+
+    rank: int
+    report: pytest.TestReport | None = None
+    died: str = ""
+    stands: str = ""
+    was_hit: bool = False
+    order: int = 0
+    output: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def counts(self) -> bool:
+        """Whether the rank had a say: one that a fault ended, or that was ended because of another, has none."""
+        return self.report is not None or (bool(self.died) and not self.was_hit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The outcome of a phase of a test.
+
+    Args:
+        outcome: As in pytest's reports.
+        longrepr: Likewise.
+        wasxfail: The reason of an expected failure; None when there was none.
+        by_ranks: Whether the ranks' own pytest decided. What only this process saw (a death, a timeout) is left to its
+            xfail marks.
+        sections: Title and text of what the ranks printed.
+        user_properties: What `record_property` was given.
+    """
+
+    outcome: Literal["passed", "failed", "skipped"]
+    longrepr: Any = None
+    wasxfail: str | None = None
+    by_ranks: bool = True
+    sections: tuple[tuple[str, str], ...] = ()
+    user_properties: tuple[tuple[str, object], ...] = field(default=())
+
+    def write_into(self, report: pytest.TestReport) -> None:
+        """Have `report`, of this process, say what the ranks came to."""
+        report.sections.extend(self.sections)
+        if not self.by_ranks:
+            if report.failed:
+                report.longrepr = self.longrepr
+            return
+        report.outcome = self.outcome
+        report.longrepr = self.longrepr
+        if self.wasxfail is not None:
+            report.wasxfail = self.wasxfail
+        elif hasattr(report, "wasxfail"):
+            del report.wasxfail
+
+
+class RanksEnded(Exception):
+    """Raised in pytest's process where the ranks did not pass; the report is written from its verdict.
+
+    Args:
+        verdict: What the ranks came to.
+    """
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(str(verdict.longrepr))
+        self.verdict = verdict
+
+
+def judge(ends: Sequence[RankEnd], *, when: str, timeout_s: float | None = None, stacks: str = "") -> Verdict:
+    """Return the outcome of a phase.
+
+    Args:
+        ends: Every rank's end.
+        when: setup, call or teardown.
+        timeout_s: The time that was over; None when the ranks ended in time.
+        stacks: Where the ranks stood that were ended, as text.
+    """
+    shared: dict[str, Any] = {
+        "sections": tuple(_sections(ends)),
+        "user_properties": tuple(_unique(each for end in ends if end.report for each in end.report.user_properties)),
+    }
+    if timeout_s is not None:
+        reports = [_text_block(f"Timeout: the ranks did not end their {when} within {timeout_s:g} s", stacks)]
+        return Verdict(outcome="failed", longrepr=_chain([*_failures(ends), *reports]), by_ranks=False, **shared)
+    said = sorted((end for end in ends if end.counts), key=lambda end: end.order)
+    if not said:
+        return Verdict(
+            outcome="failed",
+            longrepr=_chain([_text_block("Every rank was hit by a fault: none is left to pass", "")]),
+            by_ranks=False,
+            **shared,
+        )
+    real = [end for end in said if end.died or (end.report and end.report.failed and not _is_strict_pass(end.report))]
+    expected = [end.report for end in said if end.report and _is_expected_failure(end.report)]
+    skipped = [end.report for end in said if end.report and end.report.skipped and not _is_expected_failure(end.report)]
+    if real:
+        waiting = [_text_block("", stacks)] if stacks else []
+        return Verdict(
+            outcome="failed",
+            longrepr=_chain([*waiting, *_failures(real)]),
+            by_ranks=not any(end.died for end in real),
+            **shared,
+        )
+    if expected:
+        return Verdict(outcome="skipped", longrepr=expected[0].longrepr, wasxfail=expected[0].wasxfail, **shared)
+    if skipped and len(skipped) < len(ends):
+        skips = _names([end.rank for end in ends if end.report in skipped])
+        others = _names([end.rank for end in ends if end.report not in skipped])
+        reason = skipped[0].longrepr[2] if isinstance(skipped[0].longrepr, tuple) else skipped[0].longrepr
+        text = f"The ranks disagree: {skips} skipped ({reason}), {others} did not"
+        return Verdict(outcome="failed", longrepr=_chain([_text_block(text, stacks)]), by_ranks=False, **shared)
+    first = next((end.report for end in said if end.report and end.report.failed), said[0].report)
+    assert first is not None
+    return Verdict(
+        outcome=first.outcome, longrepr=first.longrepr, wasxfail=getattr(first, "wasxfail", None), **shared
+    )
+
+
+def _is_expected_failure(report: pytest.TestReport) -> bool:
+    return report.skipped and hasattr(report, "wasxfail")
+
+
+def _is_strict_pass(report: pytest.TestReport) -> bool:
+    """Whether it is a failure because the rank passed, while another rank may have failed as expected."""
+    return isinstance(report.longrepr, str) and report.longrepr.startswith(_STRICT)
+
+
+_Block = tuple[ReprTraceback, ReprFileLocation | None, str]
+"""A traceback, where it ended, and the line to stand above it."""
+
+
+def _failures(ends: Iterable[RankEnd]) -> list[_Block]:
+    """Return a block for each different failure, the first to happen last."""
+    failed = sorted((end for end in ends if end.died or (end.report and end.report.failed)), key=lambda end: -end.order)
+    blocks: list[_Block] = []
+    for group in _grouped(failed, _essence):
+        ranks = _names([end.rank for end in group])
+        if group[0].died:
+            blocks.append(_text_block(f"{ranks} {group[0].died}", ""))
+            continue
+        assert group[0].report is not None
+        blocks.extend(_blocks_of(group[0].report.longrepr, ranks))
+    return blocks
+
+
+def _blocks_of(longrepr: Any, ranks: str) -> list[_Block]:
+    """Return one rank's report as blocks: one for each exception of its chain."""
+    if isinstance(longrepr, ExceptionChainRepr):
+        chain = list(longrepr.chain)
+    elif isinstance(longrepr, ReprExceptionInfo):
+        chain = [(longrepr.reprtraceback, longrepr.reprcrash, None)]
+    else:
+        return [_text_block(f"{ranks}: {str(longrepr).strip()}", "")]
+    titles = [f"{ranks}:", *(each[2] or "" for each in chain[:-1])]
+    blocks = [(trace, crash, title) for (trace, crash, _), title in zip(chain, titles, strict=True)]
+    trace, crash, title = blocks[-1]
+    if crash is not None:
+        crash = ReprFileLocation(crash.path, crash.lineno, f"{ranks}: {crash.message}")
+    return [*blocks[:-1], (trace, crash, title)]
+
+
+def _text_block(message: str, text: str) -> _Block:
+    lines = [line for line in (message, *text.splitlines()) if line]
+    entry = ReprEntryNative([line + "\n" for line in lines])
+    crash = ReprFileLocation("", 0, message) if message else None
+    return ReprTraceback([entry], None, "native"), crash, ""
+
+
+def _chain(blocks: Sequence[_Block]) -> ExceptionChainRepr:
+    """Join blocks into one report; pytest prints a text below each traceback, which here names the next one."""
+    below = [title or None for _, _, title in blocks[1:]]
+    head = blocks[0][2]
+    chain: list[tuple[ReprTraceback, ReprFileLocation | None, str | None]] = []
+    if head:
+        chain.append((ReprTraceback([], None, "native"), None, head))
+    chain += [(trace, crash, title) for (trace, crash, _), title in zip(blocks, [*below, None], strict=True)]
+    return ExceptionChainRepr(chain)
+
+
+def _essence(end: RankEnd) -> Hashable:
+    """Return what makes two failures the same, addresses in memory apart."""
+    return _ADDRESS.sub("0x…", end.died or str(end.report.longrepr if end.report else ""))
+
+
+def _sections(ends: Iterable[RankEnd]) -> Iterable[tuple[str, str]]:
+    """Return what the ranks printed; ranks that printed the same stand together."""
+    by_title: dict[str, list[tuple[int, str]]] = {}
+    for end in ends:
+        own = end.output if end.report is None else end.report.sections
+        for title, text in own:
+            by_title.setdefault(title, []).append((end.rank, text))
+    for title, texts in by_title.items():
+        for group in _grouped(texts, lambda each: each[1]):
+            yield f"{title} ({_names([rank for rank, _ in group])})", group[0][1]
+
+
+def _grouped(values: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
+    """Return the values with equal keys together, in the order of each group's first."""
+    groups: dict[Hashable, list[T]] = {}
+    for value in values:
+        groups.setdefault(key(value), []).append(value)
+    return list(groups.values())
+
+
+def _unique(values: Iterable[T]) -> list[T]:
+    return [group[0] for group in _grouped(values, repr)]
+
+
+def _names(ranks: Iterable[int]) -> str:
+    return ranks_in_words(sorted(ranks))
