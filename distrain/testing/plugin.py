@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from distrain.testing.mark import DESCRIPTION, read_mark
+from distrain.testing.mark import DESCRIPTION, Mark, read_mark
 
 if TYPE_CHECKING:
     from distrain.runtime.world import World
@@ -55,22 +55,30 @@ def _is_ours(item: pytest.Item) -> bool:
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     if not _is_ours(item):
         return (yield)
-    mark = read_mark(item)
-    assert isinstance(item, pytest.Function)
-    if item.config.getoption("trace", default=False):
-        pytest.fail(f"--trace: {NO_PDB}", pytrace=False)
-    everything = item.fixturenames
-    item.fixturenames = [name for name in everything if name in mark.shared and name != "request"]
-    item.fixturenames += [name for name in mark.shared if name not in item.fixturenames]
+    everything, problem, shared = list(getattr(item, "fixturenames", ())), None, ("tmp_path",)
     try:
-        yield
+        mark = _read(item)
+        shared = mark.shared
+    except pytest.fail.Exception as error:
+        problem = error
+    item.fixturenames = list(dict.fromkeys([*(name for name in everything if name in shared), *shared]))
+    try:
+        yield  # other plugins' set-up, which must not be left out whatever the mark says
     finally:
-        shared = {name: item.funcargs[name] for name in mark.shared if name in item.funcargs}
         item.fixturenames = everything
+    if problem is not None:
+        raise problem
+    values = {name: item.funcargs[name] for name in shared}
     from distrain.testing.ranks import RankGroup
 
-    group = item.stash[_GROUP] = RankGroup(_server_of(item.config), item, mark, shared)
+    group = item.stash[_GROUP] = RankGroup(_server_of(item.config), item, mark, values)
     _run(item, group, "setup")
+
+
+def _read(item: pytest.Item) -> Mark:
+    if item.config.getoption("trace", default=False):
+        pytest.fail(f"--trace: {NO_PDB}", pytrace=False)
+    return read_mark(item)
 
 
 def _server_of(config: pytest.Config) -> WarmServer:

@@ -106,7 +106,7 @@ class Rank:
     Args:
         job: As told.
         connection: To pytest's process.
-        all_passed: Whether every rank's body passed; known when the teardown begins.
+        all_passed: Whether every rank is still there and has passed so far; what the teardown goes by.
     """
 
     job: Job

@@ -119,11 +119,10 @@ class RankGroup:
         if is_late:
             self._end_late(when)
         ends = [self._end_of(rank) for rank in self._ranks if when != "teardown" or rank in living]
-        timed_out = self._mark.timeout_s if is_late and all(end.report is None or end.report.passed for end in ends) else None
-        if timed_out is not None and any(end.died and not end.was_hit for end in ends):
-            timed_out = None
-        verdict = judge(ends, when=when, timeout_s=timed_out, stacks=self._stacks)
-        self._all_passed &= verdict.outcome == "passed"
+        timed_out = is_late and not any(end.failed or (end.report and end.report.skipped) for end in ends)
+        timeout_s = self._mark.timeout_s if timed_out else None
+        verdict = judge(ends, when=when, timeout_s=timeout_s, stacks=self._stacks)
+        self._all_passed &= verdict.outcome == "passed" and not any(rank.hit for rank in self._ranks)
         if when == "teardown":
             self._pass_warnings_on()
         return verdict
@@ -220,7 +219,8 @@ class RankGroup:
         named = zip(("Captured stdout", "Captured stderr"), rank.files[:-1], strict=False)
         sections = [(title, _content(file)) for title, file in named]
         if rank.died and rank.files:
-            sections.append(("Stack of the crash", _content(rank.files[-1])))
+            dumps = {rank.number: _of_the_test(dump) for dump in parse(_content(rank.files[-1]))[-1:]}
+            sections.append(("Stack of the crash", render(group(dumps), {})))
         return tuple((title, text) for title, text in sections if text)
 
     def _ask_for_stacks(self, ranks: list[_Rank]) -> str:

@@ -20,6 +20,8 @@ from _pytest._code.code import (  # pytest has no public names for the parts of 
     ReprTraceback,
 )
 
+from distrain.supervision.classify import classify
+from distrain.supervision.failure import Standing
 from distrain.supervision.stacks import ranks_in_words
 
 __all__ = ["RankEnd", "RanksEnded", "Verdict", "judge"]
@@ -53,9 +55,29 @@ class RankEnd:
     output: tuple[tuple[str, str], ...] = ()
 
     @property
+    def failed(self) -> bool:
+        """Whether it makes the test fail; a rank that passed where a strict xfail stands waits for the others' word."""
+        if self.report is None:
+            return bool(self.died) and not self.was_hit
+        return self.report.failed and not _is_strict_pass(self.report)
+
+    @property
+    def crash(self) -> str:
+        """Type and message of what it failed with."""
+        crash = getattr(self.report.longrepr, "reprcrash", None) if self.report else None
+        return crash.message if crash is not None else str(self.report.longrepr if self.report else self.died)
+
+    @property
+    def victim_of(self) -> str:
+        """What a failure is a case of that follows from another rank's; "" for one that may be the cause."""
+        kind, _, message = self.crash.partition(": ")
+        found = classify(1, {"type": kind, "message": message})
+        return found.reason if found.standing < Standing.DOUBTFUL else ""
+
+    @property
     def counts(self) -> bool:
         """Whether the rank had a say: one that a fault ended, or that was ended because of another, has none."""
-        return self.report is not None or (bool(self.died) and not self.was_hit)
+        return self.report is not None or self.failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +152,7 @@ def judge(ends: Sequence[RankEnd], *, when: str, timeout_s: float | None = None,
             by_ranks=False,
             **shared,
         )
-    real = [end for end in said if end.died or (end.report and end.report.failed and not _is_strict_pass(end.report))]
+    real = [end for end in said if end.failed]
     expected = [end.report for end in said if end.report and _is_expected_failure(end.report)]
     skipped = [end.report for end in said if end.report and end.report.skipped and not _is_expected_failure(end.report)]
     if real:
@@ -144,8 +166,8 @@ def judge(ends: Sequence[RankEnd], *, when: str, timeout_s: float | None = None,
     if expected:
         return Verdict(outcome="skipped", longrepr=expected[0].longrepr, wasxfail=expected[0].wasxfail, **shared)
     if skipped and len(skipped) < len(ends):
-        skips = _names([end.rank for end in ends if end.report in skipped])
-        others = _names([end.rank for end in ends if end.report not in skipped])
+        skips = _names(end.rank for end in ends if end.report in skipped)
+        others = _names(end.rank for end in ends if end.report not in skipped)
         reason = skipped[0].longrepr[2] if isinstance(skipped[0].longrepr, tuple) else skipped[0].longrepr
         text = f"The ranks disagree: {skips} skipped ({reason}), {others} did not"
         return Verdict(outcome="failed", longrepr=_chain([_text_block(text, stacks)]), by_ranks=False, **shared)
@@ -170,16 +192,21 @@ _Block = tuple[ReprTraceback, ReprFileLocation | None, str]
 
 
 def _failures(ends: Iterable[RankEnd]) -> list[_Block]:
-    """Return a block for each different failure, the first to happen last."""
-    failed = sorted((end for end in ends if end.died or (end.report and end.report.failed)), key=lambda end: -end.order)
-    blocks: list[_Block] = []
-    for group in _grouped(failed, _essence):
-        ranks = _names([end.rank for end in group])
-        if group[0].died:
-            blocks.append(_text_block(f"{ranks} {group[0].died}", ""))
-            continue
-        assert group[0].report is not None
-        blocks.extend(_blocks_of(group[0].report.longrepr, ranks))
+    """Return a block for each different failure: the first to happen last, those that followed from it in a line."""
+    failed = sorted((end for end in ends if end.failed), key=lambda end: -end.order)
+    causes = [end for end in failed if not end.victim_of] or failed
+    victims = [end for end in failed if end not in causes]
+    blocks: list[_Block] = [
+        _text_block(f"{_names(end.rank for end in group)} {group[0].victim_of}: {group[0].crash}", "")
+        for group in _grouped(victims, lambda end: end.victim_of)
+    ]
+    for group in _grouped(causes, _essence):
+        ranks = _names(end.rank for end in group)
+        first = min(group, key=lambda end: end.rank)
+        if first.report is None:
+            blocks.append(_text_block(f"{ranks} {first.died}", ""))
+        else:
+            blocks.extend(_blocks_of(first.report.longrepr, ranks))
     return blocks
 
 
@@ -218,8 +245,10 @@ def _chain(blocks: Sequence[_Block]) -> ExceptionChainRepr:
 
 
 def _essence(end: RankEnd) -> Hashable:
-    """Return what makes two failures the same, addresses in memory apart."""
-    return _ADDRESS.sub("0x…", end.died or str(end.report.longrepr if end.report else ""))
+    """Return what makes two failures the same: place and message, addresses in memory apart."""
+    crash = getattr(end.report.longrepr, "reprcrash", None) if end.report else None
+    place = None if crash is None else (crash.path, crash.lineno)
+    return place, _ADDRESS.sub("0x…", end.crash)
 
 
 def _sections(ends: Iterable[RankEnd]) -> Iterable[tuple[str, str]]:
@@ -231,7 +260,7 @@ def _sections(ends: Iterable[RankEnd]) -> Iterable[tuple[str, str]]:
             by_title.setdefault(title, []).append((end.rank, text))
     for title, texts in by_title.items():
         for group in _grouped(texts, lambda each: each[1]):
-            yield f"{title} ({_names([rank for rank, _ in group])})", group[0][1]
+            yield f"{title} ({_names(rank for rank, _ in group)})", group[0][1]
 
 
 def _grouped(values: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
