@@ -309,7 +309,9 @@ def render(groups: Sequence[Group], states: Mapping[int, ProcessState | None]) -
 def _render_group(each: Group, states: Mapping[int, ProcessState | None], *, odd: bool) -> Iterator[str]:
     known = [state for rank in each.ranks if (state := states.get(rank))]
     words = dict.fromkeys(state.words for state in known if odd or state.state != "S")
-    title = ranks_in_words(each.ranks) + (", the odd one out" if odd and len(each.ranks) == 1 else ", the odd ones out" * odd)
+    title = ranks_in_words(each.ranks) + (
+        ", the odd one out" if odd and len(each.ranks) == 1 else ", the odd ones out" * odd
+    )
     title += f" ({', '.join(words)})" if words else ""
     doing = _doing(each.dump)
     yield f"{title}, {doing}:" if doing else f"{title}:"

@@ -18,8 +18,8 @@ What runs where:
   `tmp_path`, and those that the mark names, `@pytest.mark.distributed(nproc=2, shared=["server_url"])`.
 - Parametrised values, marks and closures are those that the module makes when it is imported: ranks see no change that
   another test, or pytest's process, has made to a module since.
-- A rank has torchrun's variables, one thread for each library, `DISTRAIN_RUN_DIR` below `tmp_path`, and no exit functions:
-  it ends with `os._exit` after its teardown.
+- A rank has torchrun's variables, one thread for each library, and `DISTRAIN_RUN_DIR` below `tmp_path`. It ends with
+  `os._exit` after its teardown: no exit functions.
 - The test's outcome is that of its ranks. The first that fails or skips ends the others, half a second later.
 - A fault that the test asks for is no failure: the rank that it hits need not pass, the others must.
 

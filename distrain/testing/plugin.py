@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -55,23 +55,26 @@ def _is_ours(item: pytest.Item) -> bool:
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     if not _is_ours(item):
         return (yield)
-    everything, problem, shared = list(getattr(item, "fixturenames", ())), None, ("tmp_path",)
+    problem: BaseException | None = None
+    shared: tuple[str, ...] = ()
     try:
         mark = _read(item)
         shared = mark.shared
     except pytest.fail.Exception as error:
         problem = error
-    item.fixturenames = list(dict.fromkeys([*(name for name in everything if name in shared), *shared]))
+    function = cast(pytest.Function, item)  # the mark was read, or nothing comes of it
+    everything = list(getattr(item, "fixturenames", ()))
+    function.fixturenames = list(dict.fromkeys([*(name for name in everything if name in shared), *shared]))
     try:
         yield  # other plugins' set-up, which must not be left out whatever the mark says
     finally:
-        item.fixturenames = everything
+        function.fixturenames = everything
     if problem is not None:
         raise problem
-    values = {name: item.funcargs[name] for name in shared}
+    values = {name: function.funcargs[name] for name in shared}
     from distrain.testing.ranks import RankGroup
 
-    group = item.stash[_GROUP] = RankGroup(_server_of(item.config), item, mark, values)
+    group = item.stash[_GROUP] = RankGroup(_server_of(item.config), function, mark, values)
     _run(item, group, "setup")
 
 
@@ -113,7 +116,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
 
 def _run(item: pytest.Item, group: RankGroup, when: str) -> None:
     """Have the ranks do a phase of the test; what they came to is raised here, and told in the report's words."""
-    from distrain.testing.verdict import RanksEnded
+    from distrain.testing.verdict import RanksEndedError
 
     try:
         verdict = group.run(when)
@@ -126,7 +129,7 @@ def _run(item: pytest.Item, group: RankGroup, when: str) -> None:
     item.stash[_VERDICT] = verdict
     item.user_properties.extend(each for each in verdict.user_properties if each not in item.user_properties)
     if verdict.outcome != "passed":
-        raise RanksEnded(verdict)
+        raise RanksEndedError(verdict)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -138,7 +141,8 @@ def pytest_runtest_makereport(
     if verdict is None:
         return report
     del item.stash[_VERDICT]
-    if call.excinfo is None or call.excinfo.typename == "RanksEnded":
+    # Where a fixture of this process failed as well, its own report stands.
+    if call.excinfo is None or call.excinfo.typename == "RanksEndedError":
         verdict.write_into(report)
     if item.config.getoption("usepdb", default=False) and report.failed:
         report.sections.append(("pdb", NO_PDB))

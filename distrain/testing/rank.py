@@ -55,7 +55,7 @@ class Job:
     port: int
     env: dict[str, str]
     directory: str
-    shared: bytes
+    shared: dict[str, bytes]
     folder: Path
 
 
@@ -78,7 +78,8 @@ def main(item: pytest.Item, job: Job, connection: Connection) -> NoReturn:
         me = Rank(job=job, connection=connection)
         item.config.stash[RANK] = me
         item.config.pluginmanager.register(me)
-        _use_shared_values(item, pickle.loads(job.shared))  # noqa: S301 - it comes from pytest's own process
+        values = {name: pickle.loads(value) for name, value in job.shared.items()}  # noqa: S301 - pytest's own process sent it
+        _use_shared_values(item, values)
         _own_temporary_folders(item.config, job)
         _refuse_pdb()
         item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
@@ -86,7 +87,7 @@ def main(item: pytest.Item, job: Job, connection: Connection) -> NoReturn:
         code = 0
     except _EndedError:
         pass
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - an error of the plugin itself; told, and the process ends
         with contextlib.suppress(OSError):
             import traceback
 
@@ -124,7 +125,7 @@ class Rank:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool:
         for when in ("setup", "call"):
-            report = call_and_report(item, when, log=False)  # type: ignore[arg-type]
+            report = call_and_report(item, when, log=False)
             self._tell(item, report)
             word, self.all_passed = self._hear()
             if word == "teardown":
@@ -275,4 +276,4 @@ def _refuse_pdb() -> None:
 
     sys.breakpointhook = refuse
     pdb.set_trace = refuse
-    pytest.set_trace = refuse  # type: ignore[assignment]
+    pytest.set_trace = refuse

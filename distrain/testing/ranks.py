@@ -73,28 +73,18 @@ class RankGroup:
             server.collect(str(item.path), item.nodeid)
             started = server.start_ranks(item.nodeid, mark.nproc, self._job(shared))
         except ServerError as error:
-            pytest.fail(str(error), pytrace=False)
+            raise pytest.fail.Exception(str(error), pytrace=False) from None
         self._ranks = [
             _Rank(number=number, pid=each.pid, connection=each.connection) for number, each in enumerate(started)
         ]
         self._deadline = time.monotonic() + mark.timeout_s
 
     def _job(self, shared: dict[str, Any]) -> dict[str, Any]:
-        for name, value in shared.items():
-            try:
-                pickle.dumps(value)
-            except Exception as error:
-                pytest.fail(
-                    f"The shared fixture {name!r} returned {type(value).__name__}, which cannot be copied to the ranks "
-                    f"({error}). Return what can be pickled, such as an address, or leave the name out of shared=: the "
-                    "fixture then runs in each rank.",
-                    pytrace=False,
-                )
         env = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
         return {
             "env": env,
             "directory": os.getcwd(),
-            "shared": pickle.dumps(shared),
+            "shared": {name: _pickled(name, value) for name, value in shared.items()},
             "folder": shared["tmp_path"],
         }
 
@@ -219,8 +209,9 @@ class RankGroup:
         named = zip(("Captured stdout", "Captured stderr"), rank.files[:-1], strict=False)
         sections = [(title, _content(file)) for title, file in named]
         if rank.died and rank.files:
-            dumps = {rank.number: _of_the_test(dump) for dump in parse(_content(rank.files[-1]))[-1:]}
-            sections.append(("Stack of the crash", render(group(dumps), {})))
+            dumps = parse(_content(rank.files[-1]))
+            if dumps:
+                sections.append(("Stack of the crash", render(group({rank.number: _of_the_test(dumps[-1])}), {})))
         return tuple((title, text) for title, text in sections if text)
 
     def _ask_for_stacks(self, ranks: list[_Rank]) -> str:
@@ -276,17 +267,29 @@ class RankGroup:
             )
 
 
+def _pickled(name: str, value: Any) -> bytes:
+    try:
+        return pickle.dumps(value)
+    except Exception as error:  # noqa: BLE001 - pickling calls the value's own code
+        raise pytest.fail.Exception(
+            f"The shared fixture {name!r} returned {type(value).__name__}, which cannot be copied to the ranks "
+            f"({error}). Return what can be pickled, such as an address, or leave the name out of shared=: the fixture "
+            "then runs in each rank.",
+            pytrace=False,
+        ) from None
+
+
 def _content(file: int) -> str:
     return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
 
 
 def _of_the_test(dump: Dump) -> Dump:
     """Leave out the frames below the test, which are pytest's and ours."""
-    return replace(
-        dump, threads=tuple(replace(thread, frames=_above_pytest(thread.frames)) for thread in dump.threads)
-    )
+    return replace(dump, threads=tuple(replace(thread, frames=_above_pytest(thread.frames)) for thread in dump.threads))
 
 
 def _above_pytest(frames: tuple[Frame, ...]) -> tuple[Frame, ...]:
-    last = max((n for n, frame in enumerate(frames) if "/_pytest/" in frame.file or "/pluggy/" in frame.file), default=-1)
+    last = max(
+        (n for n, frame in enumerate(frames) if "/_pytest/" in frame.file or "/pluggy/" in frame.file), default=-1
+    )
     return frames[last + 1 :] or frames

@@ -21,16 +21,17 @@ import socket
 import threading
 import time
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import pytest
 from _pytest.main import wrap_session  # what `pytest` itself and pytest-xdist's workers run
 
 from distrain.launcher.forkserver import AGENT_PRELOAD, WORKER_PRELOAD, num_threads
 from distrain.supervision.reaping import adopt_orphans, die_with_parent, kill_descendants, outlive_parent
 from distrain.testing import rank
 from distrain.testing.store_host import StoreHost
+
+if TYPE_CHECKING:
+    import pytest
 
 __all__ = ["main"]
 
@@ -66,9 +67,7 @@ def main(config: pytest.Config, *, fd: int, parent_pid: int) -> NoReturn:
 
 
 class _Server:
-    def __init__(
-        self, config: pytest.Config, session: pytest.Session, control: socket.socket, parent_pid: int
-    ) -> None:
+    def __init__(self, config: pytest.Config, session: pytest.Session, control: socket.socket, parent_pid: int) -> None:
         self._config = config
         self._session = session
         self._sock = control
@@ -107,6 +106,9 @@ class _Server:
         except _CannotError as error:
             self._control.send(("error", str(error)))
             return
+        except _SpoiltError as error:
+            self._control.send(("spoilt", str(error)))
+            return
         if op != "start":
             self._control.send(("ok", value))
 
@@ -128,7 +130,7 @@ class _Server:
             )
         if (threads := num_threads()) > 1:
             names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-            raise _CannotError(
+            raise _SpoiltError(
                 f"Ranks cannot be forked: the import of {path} has left {threads - 1} thread(s) running "
                 f"({', '.join(names) or 'of a C library'}). Start them in a fixture."
             )
@@ -188,3 +190,7 @@ class _Server:
 
 class _CannotError(Exception):
     """The request cannot be done, in words for the user."""
+
+
+class _SpoiltError(Exception):
+    """Likewise, and nor can any other."""

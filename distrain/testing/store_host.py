@@ -49,9 +49,9 @@ class StoreHost:
 
 
 def _serve(connection: Connection) -> None:
-    from torch.distributed import TCPStore
-
     try:
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
         while True:
             connection.recv()
             # Any free port, chosen by the system as it binds: no other process can take it in between.

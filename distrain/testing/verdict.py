@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import pytest
 from _pytest._code.code import (  # pytest has no public names for the parts of a report
     ExceptionChainRepr,
     ReprEntryNative,
@@ -24,7 +23,10 @@ from distrain.supervision.classify import classify
 from distrain.supervision.failure import Standing
 from distrain.supervision.stacks import ranks_in_words
 
-__all__ = ["RankEnd", "RanksEnded", "Verdict", "judge"]
+if TYPE_CHECKING:
+    import pytest
+
+__all__ = ["RankEnd", "RanksEndedError", "Verdict", "judge"]
 
 _ADDRESS = re.compile(r"0x[0-9a-f]{4,}")
 _STRICT = "[XPASS(strict)]"
@@ -116,7 +118,7 @@ class Verdict:
             del report.wasxfail
 
 
-class RanksEnded(Exception):
+class RanksEndedError(Exception):
     """Raised in pytest's process where the ranks did not pass; the report is written from its verdict.
 
     Args:
@@ -173,9 +175,7 @@ def judge(ends: Sequence[RankEnd], *, when: str, timeout_s: float | None = None,
         return Verdict(outcome="failed", longrepr=_chain([_text_block(text, stacks)]), by_ranks=False, **shared)
     first = next((end.report for end in said if end.report and end.report.failed), said[0].report)
     assert first is not None
-    return Verdict(
-        outcome=first.outcome, longrepr=first.longrepr, wasxfail=getattr(first, "wasxfail", None), **shared
-    )
+    return Verdict(outcome=first.outcome, longrepr=first.longrepr, wasxfail=getattr(first, "wasxfail", None), **shared)
 
 
 def _is_expected_failure(report: pytest.TestReport) -> bool:
