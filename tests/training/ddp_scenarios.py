@@ -1,16 +1,13 @@
-"""The program of `test_ddp_integration`: runs all scenarios in one world; each rank saves what it saw.
+"""The scenarios of `test_ddp_integration`, each a run of every rank.
 
-It runs in the folder for the results, with the start of the scenarios' names as its argument, if not all are wanted.
-Every scenario returns a dict of numbers, texts and tensors; what it means is said in the tests.
+Every scenario returns a dict of numbers, texts and tensors; what it means is said in the tests. Those that save do so in
+the current folder.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import sys
-import traceback
-import warnings
 
 import torch
 import torch.distributed as dist
@@ -18,23 +15,10 @@ from torch import nn
 from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
 
-import distrain
 from distrain import Events
 from distrain.errors import NonFiniteLossError
-from tests.training.ddp_resuming import (
-    apex_resumed,
-    before_another_world,
-    deterministic_resumed,
-    in_another_world,
-    nan_resumed,
-    resumed_after,
-    resumed_with,
-    saved_unevenly,
-    without_gradients,
-)
 from tests.training.ddp_world import (
     DDP_OPTIONS,
-    Net,
     Run,
     Sparse,
     Unsized,
@@ -80,7 +64,6 @@ UNEVEN = {
     "both cut": ((5, 4), [[(0, 1, 2), (0, 1, 2)], [(3, 4), (3,)]]),
     "one cut": ((8, 6), [[(0, 1, 2), (0, 1, 2)], [(3, 4, 5), (3, 4, 5)], [(6, 7), ()]]),
 }
-RESUMED = [(m, t, s) for m in ("plain", "amp scaler") for t in HOW for s in (3, 6, 8)]
 
 
 def in_steps(windows, num_micro):
@@ -283,63 +266,3 @@ def apex_tail():
     run = Run(num_micro=3, mechanism="apex", options={"accumulation_tail": "flush"})
     run.over(range(5), wrap=Unsized)
     return run.against(reference(windows_of((0, 1, 2), (3, 4)))[0])
-
-
-PAIR = {
-    **{f"training {m} {n}": (training, m, n) for m in MECHANISMS for n in (1, 2, 4)},
-    **{f"tail {c} {t} sized": (tail, c, t, True) for c in TAILS for t in HOW},
-    **{f"tail {c} {t} unsized": (tail, c, t, False) for c in TAILS for t in HOW},
-    **{f"uneven {c} {m}": (uneven, c, m) for c in UNEVEN for m in ("plain", "amp scaler")},
-    "uneven nan": (uneven_nan,),
-    "tail without gradients": (tail_with, lambda: Net(extra=True)),
-    "tail sparse": (tail_with, Sparse),
-    "tail halves": (halves, Halves),
-    "tail sparse halves": (halves, SparseHalves),
-    **{f"skip {m} {n}": (skipped, m, n) for m in ("plain", "amp scaler", "apex") for n in (1, 4)},
-    **{f"raise {m} {n}": (raised, m, n) for m in ("plain", "amp scaler") for n in (1, 4)},
-    "raise on all": (raised, "plain", 4, (0, 1)),
-    **{f"forgotten nan {how}": (forgotten_nan, how) for how in ("carry", "drop")},
-    **{f"clip {m} {n}": (clipped, m, n) for m in ("plain", "amp scaler") for n in (1, 4)},
-    "buckets": (buckets,),
-    "communication": (all_communication,),
-    "compiled": (compiled,),
-    "zeros kept": (zeros_kept,),
-    "without gradients": (without_gradients,),
-    "saved unevenly": (saved_unevenly,),
-    "another world": (in_another_world,),
-    "apex tail": (apex_tail,),
-    "apex resumed": (apex_resumed,),
-    "nan resumed": (nan_resumed,),
-    "deterministic resumed": (deterministic_resumed,),
-    **{f"options {name}": (with_options, name) for name in DDP_OPTIONS},
-    **{f"resumed {m} {t} {s}": (resumed_after, m, t, s) for m, t, s in RESUMED},
-    **{f"resumed with {name}": (resumed_with, name) for name in DDP_OPTIONS},
-}  # fmt: skip
-
-THREE = {
-    **{f"training {m} 2": (training, m, 2) for m in MECHANISMS},
-    "tail epochs flush unsized": (tail, "epochs", "flush", False),
-    "before another world": (before_another_world,),
-}
-
-
-def main():
-    warnings.simplefilter("error")
-    with distrain.init(seed=0, timeout_s=20) as world:
-        results = {}
-        for name, (function, *args) in (PAIR if world.world_size == 2 else THREE).items():
-            if len(sys.argv) > 1 and not name.startswith(sys.argv[1]):
-                continue
-            try:
-                results[name] = function(*args)
-            except Exception:  # noqa: BLE001  # the tests show it
-                results[name] = {"error": traceback.format_exc()}
-            torch.save(results, f"{world.world_size}-{world.rank}.pt")
-            failed = torch.tensor(float("error" in results[name]))
-            dist.all_reduce(failed)
-            if failed:
-                sys.exit(f"rank {world.rank}: {name}: {results[name].get('error', 'another rank failed')}")
-
-
-if __name__ == "__main__":
-    main()
