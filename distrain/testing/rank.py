@@ -100,7 +100,7 @@ class _EndedError(BaseException):
     """Pytest's process has no more use for this rank."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)  # a plugin must be hashable
 class Rank:
     """This rank, as its pytest's hooks and the fixtures see it.
 

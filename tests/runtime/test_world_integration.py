@@ -1,50 +1,15 @@
 import json
+import os
 import sys
 
 import pytest
+import torch
+import torch.distributed as dist
 
+import distrain
+from distrain.runtime import from_main, gather_on_main, sum_on_main
 from tests.support.processes import run
 from tests.support.ranks import run_ranks
-
-PROBE = """
-    import json, os, sys
-    import torch, torch.distributed as dist
-    import distrain
-    from distrain.runtime import from_main, gather_on_main, sum_on_main
-
-    seen = {}
-    with distrain.init(seed=3) as world:
-        assert world.rank == int(os.environ["RANK"]) == dist.get_rank()
-        # Only rank 1 asks at first; nobody waits for the others.
-        if world.rank == 1:
-            seen["asked alone"] = str(world.run_dir)
-        world.barrier()
-        dirs = [None] * world.world_size
-        dist.all_gather_object(dirs, str(world.run_dir))
-        assert len(set(dirs)) == 1, dirs
-        assert from_main(world.rank) == 0
-        assert gather_on_main(world.rank) == ([0, 1] if world.is_main else [])
-        total = sum_on_main(torch.tensor([float(world.rank + 1)]))
-        assert not world.is_main or total.item() == 3
-        draws = [None] * world.world_size
-        dist.all_gather_object(draws, torch.rand(1).item())
-        assert len(set(draws)) == 1
-    assert not dist.is_initialized()
-
-    with distrain.init() as world:          # the same store again
-        one = torch.ones(1)
-        dist.all_reduce(one)
-        assert one.item() == 2
-
-    try:
-        with distrain.init() as world:
-            raise SystemExit(0)
-    except SystemExit:
-        assert not dist.is_initialized()
-    distrain.init()                          # torn down at exit
-    dist.all_reduce(one)
-    print("fine", flush=True)
-"""
 
 FAILING = """
     import sys, time, torch, torch.distributed as dist, distrain
@@ -65,12 +30,52 @@ FAILING = """
 """
 
 
-@pytest.mark.slow
-def test_two_ranks_join_agree_and_leave(tmp_path):
-    done = run_ranks(tmp_path, PROBE).check()
-    assert done.stdout.count("fine") == 2
-    assert "terminate" not in done.stderr
-    assert "destroy_process_group" not in done.stderr
+two = pytest.mark.distributed(nproc=2)
+
+
+def gathered(value):
+    found = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+@two
+def test_two_ranks_agree_on_a_run_directory_that_one_asks_for_first(tmp_path, monkeypatch):
+    monkeypatch.delenv("DISTRAIN_RUN_DIR")
+    monkeypatch.chdir(tmp_path)
+    with distrain.init() as world:
+        if world.rank == 1:  # nobody waits for the other
+            assert world.run_dir.parent == tmp_path / "runs"
+        world.barrier()
+        assert gathered(world.run_dir) == [world.run_dir] * 2
+
+
+@two
+def test_two_ranks_draw_the_same_and_talk_to_the_main_one():
+    with distrain.init(seed=3) as world:
+        assert world.rank == int(os.environ["RANK"]) == dist.get_rank()
+        assert from_main(world.rank) == 0
+        assert gather_on_main(world.rank) == ([0, 1] if world.is_main else [])
+        total = sum_on_main(torch.tensor([float(world.rank + 1)]))
+        assert not world.is_main or total.item() == 3
+        assert len(set(gathered(torch.rand(1).item()))) == 1
+
+
+@two
+def test_a_world_can_be_opened_again_over_the_same_store():
+    for _ in range(2):
+        with distrain.init():
+            one = torch.ones(1)
+            dist.all_reduce(one)
+            assert one.item() == 2
+        assert not dist.is_initialized()
+
+
+@two
+def test_a_good_exit_leaves_the_world():
+    with pytest.raises(SystemExit), distrain.init():
+        raise SystemExit(0)
+    assert not dist.is_initialized()
 
 
 @pytest.mark.slow

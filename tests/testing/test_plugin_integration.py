@@ -218,6 +218,12 @@ def test_outcomes_of_one_run(tmp_path: Path) -> None:
 
 
 def test_fixtures_run_where_they_are_said_to(tmp_path: Path) -> None:
+    for name in ("first", "second"):  # each folder has a conftest of its own, which holds for it alone
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "conftest.py").write_text(f"import pytest\n@pytest.fixture\ndef place(): return {name!r}\n")
+        write(
+            tmp_path, f"@two\ndef test_place(world, place):\n    assert place == {name!r}\n", f"{name}/test_{name}.py"
+        )
     done = run_pytest(
         tmp_path,
         """
@@ -267,7 +273,7 @@ def test_fixtures_run_where_they_are_said_to(tmp_path: Path) -> None:
         """,
         "--junitxml=report.xml",
     ).check(1)
-    assert outcomes(done) == {"passed": 2, "error": 1}, done.stdout
+    assert outcomes(done) == {"passed": 4, "error": 1}, done.stdout
     assert "The shared fixture 'lock' returned lock, which cannot be copied to the ranks" in done.stdout
     assert "SETTING" not in os.environ
     values = [each.get("value") for each in ET.parse(tmp_path / "report.xml").iter("property")]

@@ -1,7 +1,7 @@
 """The scenarios of `test_ddp_integration`, each a run of every rank.
 
-Every scenario returns a dict of numbers, texts and tensors; what it means is said in the tests. Those that save do so in
-the current folder.
+Every scenario returns a dict of numbers, texts and tensors; what it means is said in the tests. Those that save do
+so in the current folder.
 """
 
 from __future__ import annotations

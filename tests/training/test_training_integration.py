@@ -4,123 +4,17 @@ import subprocess
 import sys
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.functional import mse_loss
+from torch.utils.data import TensorDataset
 
+import distrain
+from distrain.runtime.environment import PLACEMENT
+from distrain.training import unwrap
 from tests.support.processes import REPOSITORY, wait_until
-from tests.support.ranks import run_alone, run_ranks
-
-TWO_RANKS = """
-    import os, sys, warnings
-    import torch, torch.distributed as dist
-    from torch import nn
-    from torch.nn import functional as F
-    from torch.utils.data import TensorDataset
-    import distrain
-    from distrain.training import unwrap
-
-    def gathered(value):
-        box = [None] * dist.get_world_size()
-        dist.all_gather_object(box, value)
-        return box
-
-    with distrain.init(seed=0) as world:
-        # The shards: disjoint, complete, equally many batches, also when the sizes do not divide.
-        loader = distrain.dataloader(torch.arange(17), 4, shuffle=True)
-        epochs = [[batch.tolist() for batch in loader] for _ in range(2)]
-        ranks = gathered(epochs)
-        for epoch in range(2):
-            assert sorted(i for rank in ranks for b in rank[epoch] for i in b) == list(range(17)), ranks
-            assert len({len(rank[epoch]) for rank in ranks}) == 1
-        assert epochs[0] != epochs[1]
-
-        # The wrapped model starts as rank 0's, and a wrapped one is refused.
-        torch.manual_seed(world.rank)
-        model = nn.Linear(3, 1)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        bare = model
-        model, optimizer = distrain.prepare(model, optimizer)
-        assert unwrap(model) is bare
-        assert len({str(w) for w in gathered(bare.weight.tolist())}) == 1
-        try:
-            distrain.prepare(model)
-        except ValueError as error:
-            assert "wrapped in DistributedDataParallel already" in str(error)
-        else:
-            raise AssertionError("a wrapped model was wrapped again")
-
-        # Accumulation: one reduction a window, and the result of the whole batch on one process.
-        reductions = []
-        def count(state, bucket):
-            reductions.append(1)
-            tensor = bucket.buffer().div_(world.world_size)
-            return dist.all_reduce(tensor, async_op=True).get_future().then(lambda f: f.value()[0])
-        model.register_comm_hook(None, count)
-        x = torch.arange(48.0).reshape(16, 3) / 48
-        y = x.sum(1, keepdim=True)
-        reference = nn.Linear(3, 1)
-        reference.load_state_dict(bare.state_dict())
-        step = torch.optim.SGD(reference.parameters(), lr=0.1)
-        for half in (slice(0, 8), slice(8, 16)):
-            step.zero_grad()
-            F.mse_loss(reference(x[half]), y[half]).backward()
-            step.step()
-        parts = [(x[i : i + 2], y[i : i + 2]) for i in range(2 * world.rank, 16, 4)]
-        trainer = distrain.create_supervised_trainer(model, optimizer, F.mse_loss, gradient_accumulation_steps=2)
-        trainer.run(parts)
-        assert len(reductions) == 2, reductions
-        assert torch.allclose(reference.weight, bare.weight, atol=1e-6)
-        assert torch.allclose(reference.bias, bare.bias, atol=1e-6)
-
-        # The aggregated loss: weighted by samples over both ranks, on rank 0 only.
-        sizes, losses = [[3, 1], [2, 5]][world.rank], [[1.0, 2.0], [4.0, 8.0]][world.rank]
-        for make in (float, torch.tensor):
-            engine = distrain.Engine(lambda engine, batch: make(losses[engine.state.iteration - 1]))
-            distrain.LossAggregator(every=1).attach(engine)
-            engine.run([torch.zeros(n) for n in sizes])
-            if world.is_main:
-                assert abs(engine.state.metrics["loss"] - (2 + 40) / 6) < 1e-9, engine.state.metrics
-                assert abs(engine.state.metrics["epoch_loss"] - (3 + 8 + 2 + 40) / 11) < 1e-9
-            else:
-                assert engine.state.metrics == {}
-
-        # Saved by two ranks, each with its own random state.
-        torch.manual_seed(100 + world.rank)
-        def saving(model, optimizer, epochs):
-            loader = distrain.dataloader(TensorDataset(x, y), 4, shuffle=True)
-            trainer = distrain.create_supervised_trainer(model, optimizer, F.mse_loss)
-            checkpointer = distrain.Checkpointer(every=3, directory=sys.argv[1])
-            checkpointer.attach(trainer, model=model, optimizer=optimizer, loader=loader)
-            trainer.run(loader, max_epochs=epochs)
-            return checkpointer, trainer
-        saving(model, optimizer, 2)
-        weight = bare.weight.detach().clone()
-        drawn = torch.rand(1).item()
-        other = distrain.prepare(nn.Linear(3, 1))
-        checkpointer, trainer = saving(other, torch.optim.SGD(other.parameters(), lr=0.1), 2)
-        assert checkpointer.resumed_from.name == "step-00000004", checkpointer.resumed_from
-        assert torch.equal(unwrap(other).weight, weight)
-        assert torch.rand(1).item() == drawn
-        assert len(set(gathered(drawn))) == 2
-        assert trainer.state.iteration == 4
-    print("fine", flush=True)
-"""
-
-ONE_RANK = """
-    import sys, torch
-    from torch import nn
-    from torch.nn import functional as F
-    from torch.utils.data import TensorDataset
-    import distrain
-
-    x = torch.ones(16, 3)
-    model = nn.Linear(3, 1)
-    loader = distrain.dataloader(TensorDataset(x, x[:, :1]), 4)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = distrain.create_supervised_trainer(model, optimizer, F.mse_loss)
-    checkpointer = distrain.Checkpointer(directory=sys.argv[1])
-    checkpointer.attach(trainer, model=model, optimizer=optimizer, loader=loader)
-    trainer.run(loader, max_epochs=3)
-    print(checkpointer.resumed_from.name, trainer.state.epoch, trainer.state.iteration)
-"""
+from tests.support.ranks import run_alone
 
 WRITER = """
     import os, resource, signal, sys
@@ -152,13 +46,114 @@ WRITER = """
 """
 
 
-@pytest.mark.slow
-def test_two_ranks_share_wrap_accumulate_aggregate_and_save(tmp_path):
-    folder = tmp_path / "checkpoints"
-    done = run_ranks(tmp_path, TWO_RANKS, args=[str(folder)]).check()
-    assert done.stdout.count("fine") == 2
-    alone = run_alone(tmp_path, ONE_RANK, args=[str(folder)]).check()
-    assert alone.stdout.split() == ["step-00000004", "3", "12"]
+two = pytest.mark.distributed(nproc=2)
+
+X = torch.arange(48.0).reshape(16, 3) / 48
+Y = X.sum(1, keepdim=True)
+
+
+def gathered(value):
+    box = [None] * dist.get_world_size()
+    dist.all_gather_object(box, value)
+    return box
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+@two
+def test_shards_are_disjoint_complete_and_equally_many(world):
+    loader = distrain.dataloader(torch.arange(17), 4, shuffle=True)
+    epochs = [[batch.tolist() for batch in loader] for _ in range(2)]
+    ranks = gathered(epochs)
+    for epoch in range(2):
+        assert sorted(i for rank in ranks for b in rank[epoch] for i in b) == list(range(17))
+        assert len({len(rank[epoch]) for rank in ranks}) == 1
+    assert epochs[0] != epochs[1]
+
+
+@two
+def test_a_wrapped_model_starts_as_rank_zeros_and_is_not_wrapped_again(world):
+    torch.manual_seed(world.rank)
+    bare = nn.Linear(3, 1)
+    model = distrain.prepare(bare)
+    assert unwrap(model) is bare
+    assert len({str(weight) for weight in gathered(bare.weight.tolist())}) == 1
+    with pytest.raises(ValueError, match="wrapped in DistributedDataParallel already"):
+        distrain.prepare(model)
+
+
+@two
+def test_accumulation_reduces_once_a_window_and_is_the_whole_batch_on_one_process(world):
+    bare = nn.Linear(3, 1)
+    model, optimizer = distrain.prepare(bare, sgd(bare))
+    reductions = []
+
+    def count(state, bucket):
+        reductions.append(1)
+        tensor = bucket.buffer().div_(world.world_size)
+        return dist.all_reduce(tensor, async_op=True).get_future().then(lambda future: future.value()[0])
+
+    model.register_comm_hook(None, count)
+    reference = nn.Linear(3, 1)
+    reference.load_state_dict(bare.state_dict())
+    step = sgd(reference)
+    for half in (slice(0, 8), slice(8, 16)):
+        step.zero_grad()
+        mse_loss(reference(X[half]), Y[half]).backward()
+        step.step()
+    parts = [(X[i : i + 2], Y[i : i + 2]) for i in range(2 * world.rank, 16, 4)]
+    distrain.create_supervised_trainer(model, optimizer, mse_loss, gradient_accumulation_steps=2).run(parts)
+    assert len(reductions) == 2
+    assert torch.allclose(reference.weight, bare.weight, atol=1e-6)
+    assert torch.allclose(reference.bias, bare.bias, atol=1e-6)
+
+
+@two
+@pytest.mark.parametrize("make", [float, torch.tensor])
+def test_the_aggregated_loss_is_weighted_by_samples_and_on_rank_zero_only(world, make):
+    sizes, losses = [[3, 1], [2, 5]][world.rank], [[1.0, 2.0], [4.0, 8.0]][world.rank]
+    engine = distrain.Engine(lambda engine, batch: make(losses[engine.state.iteration - 1]))
+    distrain.LossAggregator(every=1).attach(engine)
+    engine.run([torch.zeros(n) for n in sizes])
+    if world.is_main:
+        assert engine.state.metrics["loss"] == pytest.approx((2 + 40) / 6, abs=1e-9)
+        assert engine.state.metrics["epoch_loss"] == pytest.approx((3 + 8 + 2 + 40) / 11, abs=1e-9)
+    else:
+        assert engine.state.metrics == {}
+
+
+def trained(model, folder, max_epochs):
+    optimizer = sgd(model)
+    loader = distrain.dataloader(TensorDataset(X, Y), 4, shuffle=True)
+    trainer = distrain.create_supervised_trainer(model, optimizer, mse_loss)
+    checkpointer = distrain.Checkpointer(every=3, directory=folder)
+    checkpointer.attach(trainer, model=model, optimizer=optimizer, loader=loader)
+    trainer.run(loader, max_epochs=max_epochs)
+    return checkpointer, trainer
+
+
+@two
+def test_two_ranks_save_each_its_random_state_and_one_alone_goes_on(tmp_path, monkeypatch):
+    with distrain.init(seed=0) as world:
+        torch.manual_seed(100 + world.rank)
+        model = distrain.prepare(nn.Linear(3, 1))
+        trained(model, tmp_path, 2)
+        weight, drawn = unwrap(model).weight.detach().clone(), torch.rand(1).item()
+        other = distrain.prepare(nn.Linear(3, 1))
+        checkpointer, trainer = trained(other, tmp_path, 2)
+        assert checkpointer.resumed_from.name == "step-00000004"
+        assert torch.equal(unwrap(other).weight, weight)
+        assert torch.rand(1).item() == drawn
+        assert len(set(gathered(drawn))) == 2
+        assert trainer.state.iteration == 4
+    if world.rank == 0:
+        for name in PLACEMENT:
+            monkeypatch.delenv(name)
+        checkpointer, trainer = trained(nn.Linear(3, 1), tmp_path, 3)
+        assert checkpointer.resumed_from.name == "step-00000004"
+        assert (trainer.state.epoch, trainer.state.iteration) == (3, 12)
 
 
 @pytest.mark.slow
