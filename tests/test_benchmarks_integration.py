@@ -32,6 +32,12 @@ def test_accumulation_prints_its_table():
     assert reductions["by hand, every micro-batch reduced"] == reductions["ignite"] == 8 * reductions["distrain"]
 
 
+def test_distributed_tests_prints_its_table():
+    printed = benchmark("distributed_tests.py", "--tests", "2", "--pairs", "1")
+    row = next(line for line in printed.splitlines() if line.startswith("| each test after it (goal: ≤ 0.3 s)"))
+    assert 0 < float(row.strip("| ").split("|")[-1]) < 1
+
+
 def test_launch_latency_prints_the_dry_runs_ratio_beside_its_goal():
     printed = benchmark("launch_latency.py", "--sizes", "", "--memory", "0", "--pairs", "1")
     row = next(line for line in printed.splitlines() if line.startswith("| --dry-run beside torchrun --help"))

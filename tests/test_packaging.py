@@ -76,7 +76,9 @@ def test_the_metadata_says_what_pyproject_says(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         info = f"distrain-{distrain.__version__}.dist-info"
         metadata = Parser().parsestr(archive.read(f"{info}/METADATA").decode())
-        assert archive.read(f"{info}/entry_points.txt").decode() == "[console_scripts]\ndistrain = distrain.cli:main\n"
+        assert archive.read(f"{info}/entry_points.txt").decode() == (
+            "[console_scripts]\ndistrain = distrain.cli:main\n\n[pytest11]\ndistrain = distrain.testing.plugin\n"
+        )
         license_text = archive.read(f"{info}/licenses/LICENSE").decode()
     assert metadata["Name"] == "distrain"
     assert metadata["Version"] == distrain.__version__

@@ -16,7 +16,9 @@ from tests.support.processes import REPOSITORY, run
 from tests.support.readme import python_blocks, quick_start
 
 README = (REPOSITORY / "README.md").read_text()
-BLOCKS = python_blocks(README)
+ALL_BLOCKS = python_blocks(README)
+TESTS = [block for block in ALL_BLOCKS if "def test_" in block]
+BLOCKS = [block for block in ALL_BLOCKS if block not in TESTS]
 
 
 def test_quick_start_has_exactly_two_commands() -> None:
@@ -58,8 +60,17 @@ def test_python_blocks_run(tmp_path: Path, block: str, ranks: int | None) -> Non
     ).check()
 
 
-def test_there_is_a_python_block() -> None:
+@pytest.mark.parametrize("block", TESTS, ids=[str(number) for number in range(len(TESTS))])
+def test_blocks_of_tests_pass(tmp_path: Path, block: str) -> None:
+    (tmp_path / "test_block.py").write_text(block)
+    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "error"]
+    finished = run(words, cwd=tmp_path, env={"CI": None}).check()
+    assert f"{block.count('def test_')} passed" in finished.stdout
+
+
+def test_there_are_python_blocks() -> None:
     assert BLOCKS
+    assert TESTS
 
 
 def test_the_recording_of_several_nodes_is_the_golden_one():

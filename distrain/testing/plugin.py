@@ -165,9 +165,9 @@ def _rank(request: pytest.FixtureRequest) -> Any:
 def world(request: pytest.FixtureRequest) -> Generator[World, None, None]:
     """The world of this rank, as `distrain.init()` returns it; it is closed after the test."""
     rank = _rank(request)
-    import distrain
+    from distrain.runtime import init
 
-    opened = distrain.init(device="cpu")
+    opened = init(device="cpu")
     yield opened
     if rank.all_passed:
         opened.close()
