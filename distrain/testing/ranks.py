@@ -40,7 +40,6 @@ class _Rank:
     report: pytest.TestReport | None = None
     order: int = 0
     died: str = ""
-    stands: str = ""
     hit: str = ""
     is_over: bool = False
     warnings: list[dict[str, Any]] = field(default_factory=list)
@@ -186,8 +185,6 @@ class RankGroup:
     def _end_late(self, when: str) -> None:
         late = [rank for rank in self._ranks if rank.is_awaited and not self._has_ended(rank, when)]
         self._stacks = self._ask_for_stacks(late)
-        for rank in late:
-            rank.stands = "was ended"
         self._server.end_ranks()
         for rank in self._ranks:
             rank.is_over = True
@@ -198,7 +195,6 @@ class RankGroup:
             rank=rank.number,
             report=rank.report,
             died=rank.died,
-            stands=rank.stands,
             was_hit=bool(rank.hit) and is_lost,
             order=rank.order,
             output=self._printed(rank) if is_lost else (),

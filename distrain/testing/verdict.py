@@ -42,7 +42,6 @@ class RankEnd:
         rank: Its number.
         report: Its own pytest's report; None when it gave none.
         died: How the process ended instead, in words; "" when it did not.
-        stands: Where it stood when it was ended, because another rank failed or the time was over; "" otherwise.
         was_hit: Whether a fault that the test asked for hit it.
         order: The how many-th report or death it was.
         output: What it had printed, for a rank without a report: title and text.
@@ -51,7 +50,6 @@ class RankEnd:
     rank: int
     report: pytest.TestReport | None = None
     died: str = ""
-    stands: str = ""
     was_hit: bool = False
     order: int = 0
     output: tuple[tuple[str, str], ...] = ()
