@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import unittest
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NoReturn
@@ -62,6 +61,8 @@ def read_mark(item: pytest.Item) -> Mark:
 
 
 def _check_kind(item: pytest.Item) -> None:
+    import unittest  # a fifth of this plugin's import, which every pytest run would pay otherwise
+
     if not isinstance(item, pytest.Function) or (item.cls is not None and issubclass(item.cls, unittest.TestCase)):
         _refuse("works on test functions and on methods of plain classes, not on unittest.TestCase or others' items")
     if inspect.iscoroutinefunction(item.obj):
