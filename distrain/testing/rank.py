@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import os
 import pickle
 import signal
@@ -183,7 +184,8 @@ class Rank:
 
 
 def _become(job: Job) -> None:
-    """Have the environment, the folder, the random state and the signals of a process of its own."""
+    """Have the environment, the folder, the random state, the signals and the garbage collector of a fresh process."""
+    gc.enable()  # the server does without
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(job.env)

@@ -16,7 +16,7 @@ import pytest
 from tests.support.processes import Finished, descendants, is_alive, run, wait_until
 
 HEAD = """
-    import os, sys, time, threading, warnings
+    import gc, os, sys, time, threading, warnings
     import pytest, torch
     import torch.distributed as dist
 
@@ -60,6 +60,7 @@ def test_outcomes_of_one_run(tmp_path: Path) -> None:
             total = torch.tensor(world.rank + 1.0)
             dist.all_reduce(total)
             assert total == 3 and os.environ["RANK"] == str(world.rank)
+            assert gc.isenabled()
 
         @pytest.mark.distributed(nproc=4)
         def test_same_failure(world):
