@@ -20,7 +20,7 @@ What runs where:
   another test, or pytest's process, has made to a module since.
 - A rank has torchrun's variables, one thread for each library, and `DISTRAIN_RUN_DIR` below `tmp_path`. It ends with
   `os._exit` after its teardown: no exit functions.
-- The test's outcome is that of its ranks. The first that fails or skips ends the others, half a second later.
+- The test's outcome is that of its ranks. One that fails or skips ends the others, half a second after the latest.
 - A fault that the test asks for is no failure: the rank that it hits need not pass, the others must.
 
 Ranks are forked, so importing a test's module must not start a thread; the server says so when it does.

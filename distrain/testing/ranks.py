@@ -10,13 +10,15 @@ import time
 import warnings
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from distrain.supervision.capture import capture
 from distrain.supervision.failure import signal_name
 from distrain.supervision.frames import Frame
-from distrain.supervision.stacks import STACKS_SIGNAL, Dump, group, parse, render
+from distrain.supervision.stacks import Dump, group, parse, render
 from distrain.testing.mark import Mark
 from distrain.testing.verdict import RankEnd, Verdict, judge
 from distrain.testing.warm_server import ServerError, WarmServer
@@ -24,7 +26,7 @@ from distrain.testing.warm_server import ServerError, WarmServer
 __all__ = ["RankGroup"]
 
 GRACE_S = 0.5
-"""How long the others have, after a rank has failed, to fail in the same way before they are ended."""
+"""How long the others have, after the latest rank that has failed, to fail in the same way before they are ended."""
 
 STACKS_S = 1.0
 
@@ -118,16 +120,17 @@ class RankGroup:
 
     def _wait(self, when: str) -> bool:
         """Wait until every rank has reported; return False where some had to be given up."""
-        deadline = self._deadline if when != "teardown" else time.monotonic() + self._mark.timeout_s
+        limit = self._deadline if when != "teardown" else time.monotonic() + self._mark.timeout_s
         if when == "teardown" and not self._all_passed:
-            deadline = min(deadline, time.monotonic() + 10 * GRACE_S)
+            limit = min(limit, time.monotonic() + 10 * GRACE_S)
+        deadline = limit
         while pending := [rank for rank in self._ranks if rank.is_awaited and not self._has_ended(rank, when)]:
             ready = wait([rank.connection for rank in pending], max(0.0, deadline - time.monotonic()))
             if not ready:
                 return False
             for rank in pending:
                 if rank.connection in ready and not self._hear(rank):
-                    deadline = min(deadline, time.monotonic() + GRACE_S)
+                    deadline = min(limit, time.monotonic() + GRACE_S)
         return True
 
     @staticmethod
@@ -210,21 +213,14 @@ class RankGroup:
                 sections.append(("Stack of the crash", render(group({rank.number: _of_the_test(dumps[-1])}), {})))
         return tuple((title, text) for title, text in sections if text)
 
-    def _ask_for_stacks(self, ranks: list[_Rank]) -> str:
-        """Return where these ranks stand, as text."""
-        before = {rank.number: len(_content(rank.files[-1])) for rank in ranks if rank.files}
-        for rank in ranks:
-            if rank.files:
-                self._server.signal(rank.pid, STACKS_SIGNAL)
+    @staticmethod
+    def _ask_for_stacks(ranks: list[_Rank]) -> str:
+        """Return where these ranks, which are about to be ended, stand, as text."""
+        logs = {rank.number: (rank.pid, Path(f"/dev/fd/{rank.files[-1]}")) for rank in ranks if rank.files}
+        found = capture(logs, timeout_s=STACKS_S, wake_stopped=True)
         dumps: dict[int, Dump | None] = {rank.number: None for rank in ranks}
-        end = time.monotonic() + STACKS_S
-        while any(dump is None for dump in dumps.values()) and time.monotonic() < end:
-            for rank in ranks:
-                text = _content(rank.files[-1])[before[rank.number] :] if rank.files else ""
-                if "(most recent call first)" in text:
-                    dumps[rank.number] = _of_the_test(parse(text)[-1])
-            time.sleep(0.01)
-        return render(group(dumps), {})
+        dumps |= {number: each.dump and _of_the_test(each.dump) for number, each in found.items()}
+        return render(group(dumps), {number: each.state for number, each in found.items()})
 
     def interrupt(self) -> str:
         """End the ranks because of something in this process; return where they stood."""

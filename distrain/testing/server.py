@@ -5,7 +5,7 @@ they write no cache and no report. Its loop over tests answers requests, one aft
 
     collect PATH NODEID        import the module, unless it was; find the test
     start NODEID NUM JOB       fork NUM ranks; the answer is followed by a socket to each
-    signal · how_it_ended · end_ranks
+    how_it_ended · end_ranks
 
 When the other end closes, for whatever reason, everything that was started here is killed.
 """
@@ -160,10 +160,6 @@ class _Server:
         for pair in pairs:
             for sock in pair:
                 sock.close()
-
-    def _signal(self, pid: int, number: int) -> None:
-        if self._exit_code(pid) is None:
-            os.kill(pid, number)  # not reaped, so the number is still its own
 
     def _how_it_ended(self, pid: int) -> int | None:
         end = time.monotonic() + _HAS_ENDED_S

@@ -112,10 +112,6 @@ class WarmServer:
         _, fds, _, _ = socket.recv_fds(self._sock, 1, num_ranks)
         return [Started(pid=pid, connection=Connection(fd)) for pid, fd in zip(pids, fds, strict=True)]
 
-    def signal(self, pid: int, number: int) -> None:
-        """Send a signal to a rank, if it still runs."""
-        self._ask("signal", pid, number)
-
     def how_it_ended(self, pid: int) -> int | None:
         """Return the exit code of a rank, -S for signal S; None when it runs on."""
         code: int | None = self._ask("how_it_ended", pid)
