@@ -93,6 +93,13 @@ def test_the_image_holds_distrain_and_no_secret(docker, image):
     assert [Path(path).name.split("-")[0] for path in wheels if "/usr/share/python-wheels/" not in path] == ["distrain"]
 
 
+def test_what_was_asked_for_is_in_the_image(docker, image):
+    """The environment that everything runs in, and not the base's, has the extra's packages and the others."""
+    code = "import distrain, hatchling, jinja2; print(distrain.__file__, hatchling.__file__)"
+    words = ("run", "--rm", "--network", "none", "--entrypoint", "python", image.name, "-c", code)
+    assert docker(*words).check().stdout.count("/opt/distrain/") == 2
+
+
 def test_the_builder_is_not_given_what_git_does_not_know(docker, image):
     target = f"docker build {image.build} --file docker/Dockerfile --target build --quiet ."
     stage = docker.shell(target, cwd=image.checkout).check().stdout.split()[-1]
