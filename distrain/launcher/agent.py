@@ -85,7 +85,7 @@ def _run(job: AgentJob, channel: Channel) -> int:
         return 1
     except SignalException as error:
         if joining:
-            joining.left(int(error.sigval))
+            joining.stopped(int(error.sigval))
         channel.send("report", outcome="signalled", signal=int(error.sigval))
         return 128 + int(error.sigval)
     except LaunchError as error:
