@@ -41,8 +41,10 @@ __all__ = [
 EXIT_PREEMPTED = 75
 """The exit code that says: asked to end, the state is saved, queue me again (EX_TEMPFAIL of sysexits.h)."""
 
-EXIT_CODES = {signal.SIGTERM: EXIT_PREEMPTED, signal.SIGINT: 130}
-"""The signals that stop a trainer, and the exit code after each."""
+EXIT_CODES = {signal.SIGTERM: EXIT_PREEMPTED, signal.SIGUSR2: EXIT_PREEMPTED, signal.SIGINT: 130}
+"""The signals that stop a trainer, and the exit code after each; where ranks got several, the first here counts.
+
+SIGUSR2 is what Slurm is asked to send ahead of the time limit: libraries of the ranks catch SIGUSR1."""
 
 
 class DistrainError(Exception):

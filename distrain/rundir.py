@@ -26,6 +26,7 @@ from pathlib import Path
 
 __all__ = [
     "DEFAULT_PARENT",
+    "ENV_LAUNCH_ID",
     "ENV_RUN_DIR",
     "RunDir",
     "as_typed",
@@ -37,6 +38,10 @@ __all__ = [
 
 ENV_RUN_DIR = "DISTRAIN_RUN_DIR"
 """The environment variable that tells a worker its run directory (an absolute path)."""
+
+ENV_LAUNCH_ID = "DISTRAIN_LAUNCH_ID"
+"""The environment variable that names the launch: the same for its nodes and attempts, never the same twice. Without it
+no `distrain launch` stands above a worker."""
 
 DEFAULT_PARENT = "runs"
 """Where runs are made when no run directory is given, below the current folder."""
