@@ -11,12 +11,14 @@
     <run>/checkpoints/step-00000100/            written by rank 0
     <run>/metrics.jsonl
     <run>/failure.json  report.html
+    <run>/requeue.json                          how often a scheduler was asked to queue the run again
 
 The launcher and the worker library meet here and in the environment, nowhere else.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -25,12 +27,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = [
+    "CHECKPOINT_META",
     "DEFAULT_PARENT",
     "ENV_LAUNCH_ID",
     "ENV_RUN_DIR",
     "RunDir",
     "as_typed",
+    "checkpoint_number",
     "new_run_name",
+    "newest_checkpoint",
     "run_name_of",
     "step_of",
     "write_atomic",
@@ -45,6 +50,9 @@ no `distrain launch` stands above a worker."""
 
 DEFAULT_PARENT = "runs"
 """Where runs are made when no run directory is given, below the current folder."""
+
+CHECKPOINT_META = "meta.json"
+"""The file of a checkpoint that says which one it is."""
 
 _STEP = re.compile(r"step-(\d{8,})")
 
@@ -82,6 +90,10 @@ class RunDir:
     @property
     def failure(self) -> Path:
         return self.root / "failure.json"
+
+    @property
+    def requeue(self) -> Path:
+        return self.root / "requeue.json"
 
     @property
     def metrics(self) -> Path:
@@ -153,6 +165,32 @@ def step_of(path: Path) -> int | None:
     """Return the step a checkpoint directory was taken at, or None when `path` is not one."""
     match = _STEP.fullmatch(path.name)
     return int(match[1]) if match else None
+
+
+def checkpoint_number(path: Path) -> int | None:
+    """Return the number of a checkpoint, by which they are in order; None where it cannot be read.
+
+    Args:
+        path: Its directory.
+    """
+    try:
+        return int(json.loads((path / CHECKPOINT_META).read_bytes())["number"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def newest_checkpoint(directory: Path) -> tuple[str, int] | None:
+    """Return the name and the number of the newest checkpoint in a directory; None where there is none.
+
+    Args:
+        directory: The directory, which need not exist.
+    """
+    try:
+        found = [path for path in directory.iterdir() if step_of(path) is not None]
+    except OSError:
+        return None
+    numbered = [(number, step_of(path) or 0, path.name) for path in found if (number := checkpoint_number(path))]
+    return (max(numbered)[2], max(numbered)[0]) if numbered else None
 
 
 def as_typed(path: Path) -> str:
