@@ -7,6 +7,7 @@
     │   └── PreemptedError         every worker was asked to end, and has saved its state (the launcher's own)
     ├── RuntimeStateError          the process group, the rank or the device is not what the call needs
     ├── CheckpointError            a checkpoint is unreadable, incomplete or belongs to something else
+    │   └── SupersededError        another launch trains in the directory since, and this one may not write there
     └── NonFiniteLossError         a loss is nan or infinite, and the trainer was told to raise
 
     SystemExit                     Python's own, no error
@@ -33,6 +34,7 @@ __all__ = [
     "RunDirError",
     "RuntimeStateError",
     "StoppedBySignal",
+    "SupersededError",
     "UsageError",
     "did_you_mean",
 ]
@@ -73,6 +75,10 @@ class RuntimeStateError(DistrainError, RuntimeError):
 
 class CheckpointError(DistrainError):
     """A checkpoint cannot be written, read or applied."""
+
+
+class SupersededError(CheckpointError):
+    """Another launch has begun to train in the same checkpoint directory, so this one may write no more."""
 
 
 class NonFiniteLossError(DistrainError, ArithmeticError):

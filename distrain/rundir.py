@@ -33,7 +33,7 @@ __all__ = [
     "ENV_RUN_DIR",
     "RunDir",
     "as_typed",
-    "checkpoint_number",
+    "checkpoint_order",
     "new_run_name",
     "newest_checkpoint",
     "run_name_of",
@@ -167,15 +167,16 @@ def step_of(path: Path) -> int | None:
     return int(match[1]) if match else None
 
 
-def checkpoint_number(path: Path) -> int | None:
-    """Return the number of a checkpoint, by which they are in order; None where it cannot be read.
+def checkpoint_order(path: Path) -> tuple[int, int] | None:
+    """Return what checkpoints are in order by: the launch that wrote it, and its number; None where it cannot be read.
 
     Args:
         path: Its directory.
     """
     try:
-        return int(json.loads((path / CHECKPOINT_META).read_bytes())["number"])
-    except (OSError, ValueError, KeyError, TypeError):
+        meta = json.loads((path / CHECKPOINT_META).read_bytes())
+        return int(meta.get("incarnation", 0)), int(meta["number"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -189,8 +190,11 @@ def newest_checkpoint(directory: Path) -> tuple[str, int] | None:
         found = [path for path in directory.iterdir() if step_of(path) is not None]
     except OSError:
         return None
-    numbered = [(number, step_of(path) or 0, path.name) for path in found if (number := checkpoint_number(path))]
-    return (max(numbered)[2], max(numbered)[0]) if numbered else None
+    ordered = [(order, step_of(path) or 0, path.name) for path in found if (order := checkpoint_order(path))]
+    if not ordered:
+        return None
+    (_, number), _, name = max(ordered)
+    return name, number
 
 
 def as_typed(path: Path) -> str:

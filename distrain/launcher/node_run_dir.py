@@ -43,10 +43,14 @@ def open_run_dir(plan: Plan, *, is_head: bool) -> tuple[RunRecord, Path]:
         shared = Path(DEFAULT_PARENT).absolute() / name
     run = RunDir(root=shared)
     first = meeting is None or meeting.node_rank == 0 or (meeting.node_rank is None and is_head)
+    placement = plan.placement
+    run_id, incarnation = ("", 0) if placement is None else (placement.run_id, placement.incarnation)
     if meeting is None or not several or first:
-        return RunRecord(run), shared
+        return RunRecord(run, run_id=run_id, incarnation=incarnation), shared
     if meeting.node_rank is not None:
-        return RunRecord(RunDir(root=run.node_dir(str(meeting.node_rank)))), shared
+        return RunRecord(
+            RunDir(root=run.node_dir(str(meeting.node_rank))), run_id=run_id, incarnation=incarnation
+        ), shared
     return _first_free(run), shared
 
 

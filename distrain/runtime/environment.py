@@ -20,8 +20,10 @@ __all__ = [
     "PLACEMENT",
     "WorkerEnvironment",
     "is_launched",
+    "launch_id",
     "num_restarts",
     "read_environment",
+    "scheduler_job",
 ]
 
 ENV_DEVICE = "DISTRAIN_DEVICE"
@@ -128,4 +130,27 @@ def is_launched(environ: Mapping[str, str] | None = None) -> bool:
     Args:
         environ: The variables; those of this process by default.
     """
-    return bool((os.environ if environ is None else environ).get(ENV_LAUNCH_ID))
+    return bool(launch_id(environ))
+
+
+def launch_id(environ: Mapping[str, str] | None = None) -> str:
+    """Return what names the launch above this process, for all its nodes and attempts; "" where there is none.
+
+    Args:
+        environ: The variables; those of this process by default.
+    """
+    return (os.environ if environ is None else environ).get(ENV_LAUNCH_ID, "")
+
+
+def scheduler_job(environ: Mapping[str, str] | None = None) -> str:
+    """Return a few words on the scheduler's job that this process belongs to, "" outside of one.
+
+    Args:
+        environ: The variables; those of this process by default.
+    """
+    environ = os.environ if environ is None else environ
+    if not environ.get("SLURM_JOB_ID"):
+        return ""
+    restarts = environ.get("SLURM_RESTART_COUNT", "0")
+    again = "" if restarts == "0" else f", queued again {restarts} time{'s' * (restarts != '1')}"
+    return f"Slurm job {environ['SLURM_JOB_ID']}{again}"

@@ -80,7 +80,7 @@ def test_a_stopped_launch_goes_on_to_the_very_same_end(tmp_path, script, number,
         ended, _, err = live.end()
     assert ended == code, err
     (step,) = re.findall(rf"{number.name}: stopped after step (\d+), saved in \S+", err)
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{int(step):08d}"]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == [f"step-{int(step):08d}"]
     exits = [event["exit_code"] for event in events(tmp_path / "run", "worker_exited")]
     assert exits == [code, code]
     run = json.loads((tmp_path / "run" / "run.json").read_text())
