@@ -165,8 +165,8 @@ class _Supervisor:
         self._say(f"{headline(plan)} · run directory {as_typed(self._rundir.root)}")
         if self._record.former_owner:
             self._warnings.append(
-                f"an earlier incarnation of this run still lives ({self._record.former_owner}); it writes no checkpoint "
-                "any more once this one trains"
+                f"an earlier incarnation of this run still lives ({self._record.former_owner}); it writes no "
+                "checkpoint any more once this one trains"
             )
         for text in self._warnings:
             self._say(f"warning: {text}")
