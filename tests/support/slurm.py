@@ -64,13 +64,14 @@ JobAcctGatherType=jobacct_gather/none
 PropagateResourceLimits=NONE
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
+GresTypes=gpu
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 """
 """`cred_expire` is how long a requeued job waits at least: two minutes where nothing is said."""
 
-NODE = "NodeName={host.name} NodeAddr={host.address} CPUs=4 RealMemory=2000 State=UNKNOWN"
+NODE = "NodeName={host.name} NodeAddr={host.address} CPUs=4 RealMemory=2000 Gres=gpu:8 State=UNKNOWN"
 
 INIT = '"$@" & while :; do wait -n || sleep 0.2; done'
 """The first process of a node: it starts slurmd and collects whatever is left to it."""
@@ -178,6 +179,9 @@ def slurm() -> Iterator[Slurm]:
         folder.chmod(0o755)
         (folder / "state").mkdir()
         lines = "\n".join(NODE.format(host=host) for host in nodes)
+        for number in range(8):  # GPUs to be counted by; there are no devices
+            (folder / f"gpu{number}").touch()
+        (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-7]\n")
         (folder / "slurm.conf").write_text(CONF.format(controller=login, folder=folder, nodes=lines))
         try:
             _start_munge(folder, daemons)

@@ -88,6 +88,7 @@ def _in_step(environ: Mapping[str, str], job: int, name: str) -> Placement | Non
         "head": hosts[0],
         "port": port,
         "run_id": f"slurm-{name}.{step}",
+        "is_repeated": True,
         "incarnation": number(environ, "SLURM_RESTART_COUNT", default=0),
     }
     if num_tasks == len(hosts):
