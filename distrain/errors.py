@@ -7,6 +7,7 @@
     │   └── PreemptedError         every worker was asked to end, and has saved its state (the launcher's own)
     ├── RuntimeStateError          the process group, the rank or the device is not what the call needs
     ├── CheckpointError            a checkpoint is unreadable, incomplete or belongs to something else
+    │   └── SupersededError        another launch trains in the directory since, and this one may not write there
     └── NonFiniteLossError         a loss is nan or infinite, and the trainer was told to raise
 
     SystemExit                     Python's own, no error
@@ -33,6 +34,7 @@ __all__ = [
     "RunDirError",
     "RuntimeStateError",
     "StoppedBySignal",
+    "SupersededError",
     "UsageError",
     "did_you_mean",
 ]
@@ -41,8 +43,10 @@ __all__ = [
 EXIT_PREEMPTED = 75
 """The exit code that says: asked to end, the state is saved, queue me again (EX_TEMPFAIL of sysexits.h)."""
 
-EXIT_CODES = {signal.SIGTERM: EXIT_PREEMPTED, signal.SIGINT: 130}
-"""The signals that stop a trainer, and the exit code after each."""
+EXIT_CODES = {signal.SIGTERM: EXIT_PREEMPTED, signal.SIGUSR2: EXIT_PREEMPTED, signal.SIGINT: 130}
+"""The signals that stop a trainer, and the exit code after each; where ranks got several, the first here counts.
+
+SIGUSR2 is what Slurm is asked to send ahead of the time limit: libraries of the ranks catch SIGUSR1."""
 
 
 class DistrainError(Exception):
@@ -71,6 +75,10 @@ class RuntimeStateError(DistrainError, RuntimeError):
 
 class CheckpointError(DistrainError):
     """A checkpoint cannot be written, read or applied."""
+
+
+class SupersededError(CheckpointError):
+    """Another launch has begun to train in the same checkpoint directory, so this one may write no more."""
 
 
 class NonFiniteLossError(DistrainError, ArithmeticError):

@@ -11,12 +11,14 @@
     <run>/checkpoints/step-00000100/            written by rank 0
     <run>/metrics.jsonl
     <run>/failure.json  report.html
+    <run>/requeue.json                          how often a scheduler was asked to queue the run again
 
 The launcher and the worker library meet here and in the environment, nowhere else.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -25,11 +27,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = [
+    "CHECKPOINT_META",
     "DEFAULT_PARENT",
+    "ENV_LAUNCH_ID",
     "ENV_RUN_DIR",
     "RunDir",
     "as_typed",
+    "checkpoint_order",
     "new_run_name",
+    "newest_checkpoint",
     "run_name_of",
     "step_of",
     "write_atomic",
@@ -38,8 +44,15 @@ __all__ = [
 ENV_RUN_DIR = "DISTRAIN_RUN_DIR"
 """The environment variable that tells a worker its run directory (an absolute path)."""
 
+ENV_LAUNCH_ID = "DISTRAIN_LAUNCH_ID"
+"""The environment variable that names the launch: the same for its nodes and attempts, never the same twice. Without it
+no `distrain launch` stands above a worker."""
+
 DEFAULT_PARENT = "runs"
 """Where runs are made when no run directory is given, below the current folder."""
+
+CHECKPOINT_META = "meta.json"
+"""The file of a checkpoint that says which one it is."""
 
 _STEP = re.compile(r"step-(\d{8,})")
 
@@ -77,6 +90,10 @@ class RunDir:
     @property
     def failure(self) -> Path:
         return self.root / "failure.json"
+
+    @property
+    def requeue(self) -> Path:
+        return self.root / "requeue.json"
 
     @property
     def metrics(self) -> Path:
@@ -148,6 +165,36 @@ def step_of(path: Path) -> int | None:
     """Return the step a checkpoint directory was taken at, or None when `path` is not one."""
     match = _STEP.fullmatch(path.name)
     return int(match[1]) if match else None
+
+
+def checkpoint_order(path: Path) -> tuple[int, int] | None:
+    """Return what checkpoints are in order by: the launch that wrote it, and its number; None where it cannot be read.
+
+    Args:
+        path: Its directory.
+    """
+    try:
+        meta = json.loads((path / CHECKPOINT_META).read_bytes())
+        return int(meta.get("incarnation", 0)), int(meta["number"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def newest_checkpoint(directory: Path) -> tuple[str, int] | None:
+    """Return the name and the number of the newest checkpoint in a directory; None where there is none.
+
+    Args:
+        directory: The directory, which need not exist.
+    """
+    try:
+        found = [path for path in directory.iterdir() if step_of(path) is not None]
+    except OSError:
+        return None
+    ordered = [(order, step_of(path) or 0, path.name) for path in found if (order := checkpoint_order(path))]
+    if not ordered:
+        return None
+    (_, number), _, name = max(ordered)
+    return name, number
 
 
 def as_typed(path: Path) -> str:

@@ -30,6 +30,7 @@ TORCH_FREE = (
     "distrain.rundir",
     "distrain.cli",
     "distrain.plan",
+    "distrain.schedulers",
     "distrain.supervision",
     "distrain.launcher.supervisor",
 )

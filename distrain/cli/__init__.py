@@ -11,7 +11,11 @@ from distrain.errors import DistrainError, UsageError, did_you_mean
 
 __all__ = ["main"]
 
-_COMMANDS = {"launch": "start a program on every device of this machine"}
+_COMMANDS = {
+    "launch": "start a program on every device of this machine",
+    "submit": "have a scheduler start it: distrain submit slurm",
+    "requeue": "have the scheduler start it again, inside its job",
+}
 
 _USAGE = """\
 usage: distrain COMMAND ...

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import traceback
+from collections.abc import Callable, Iterable
+from types import FrameType
 
 from distrain.errors import EXIT_PREEMPTED, LaunchError, PreemptedError
 from distrain.launcher.protocol import AgentJob, Channel
@@ -17,30 +19,52 @@ from distrain.launcher.protocol import AgentJob, Channel
 __all__ = ["main"]
 
 
-def main(job: AgentJob, channel: Channel) -> None:
+Handler = Callable[[int, FrameType | None], None]
+
+
+def main(job: AgentJob, channel: Channel, blocked: Iterable[signal.Signals]) -> None:
     """Run the agent until its workers are done; tell the supervisor how it ended and exit.
 
     Args:
         job: What to launch.
         channel: The connection to the fork server, which passes reports on to the supervisor.
+        blocked: The signals that this process was forked with blocked, until it can bear them.
 
     Raises:
         SystemExit: Always on a single node: 0 when every worker ended well, else 1, or 128+S after signal S. Among
             several nodes the process ends with that code at once: threads may wait for a store that is gone.
     """
-    code = _run(job, channel)
+    code = _run(job, channel, blocked)
     if job.meeting is not None:
         os._exit(code)
     raise SystemExit(code)
 
 
-def _run(job: AgentJob, channel: Channel) -> int:
+def _once(handler: Handler) -> Handler:
+    """Return a handler that hears the first signal alone.
+
+    A scheduler sends its signal to this process as well as to the supervisor, which passes it on. Torch's handler
+    raises; struck again while the ranks save their state, the agent would not wait for them. Whoever means it
+    the second time tells the supervisor, which ends everything.
+    """
+    came: list[int] = []
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) == 1:
+            handler(number, frame)
+
+    return hear
+
+
+def _run(job: AgentJob, channel: Channel, blocked: Iterable[signal.Signals]) -> int:
     os.setsid()
     os.environ.clear()
     os.environ.update(job.env)
 
     from torch.distributed.elastic.agent.server import local_elastic_agent
-    from torch.distributed.elastic.multiprocessing.api import SignalException, _terminate_process_handler
+    from torch.distributed.elastic.multiprocessing import api
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
@@ -51,8 +75,11 @@ def _run(job: AgentJob, channel: Channel) -> int:
     from distrain.launcher.rendezvous import settings
     from distrain.launcher.workers import NotRetriedError, starter
 
+    handler = _once(api._terminate_process_handler)  # noqa: SLF001 - each round of workers installs it anew, by that name
+    vars(api)["_terminate_process_handler"] = handler
     for name in job.signals:
-        signal.signal(signal.Signals[name], _terminate_process_handler)
+        signal.signal(signal.Signals[name], handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
     logs = RunDirLogs(job)
     joining = Joining(job, channel, logs) if is_ours(job.meeting) else None
     assert hasattr(local_elastic_agent, "start_processes"), "torch's elastic agent starts its workers another way now"

@@ -20,7 +20,7 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -63,10 +63,14 @@ class _ForkServer:
 
     Args:
         control: The channel to the supervisor.
+        blocked: The signals that it was started with blocked and keeps so: a scheduler sends them to every process of
+            a job, and the supervisor alone says what follows. The children hear them again, the agent once it can
+            bear them.
     """
 
-    def __init__(self, control: Channel) -> None:
+    def __init__(self, control: Channel, blocked: Sequence[str]) -> None:
         self._control = control
+        self._blocked = [signal.Signals[name] for name in blocked]
         self._agent: Channel | None = None
         self._agent_pid = 0
         self._workers: dict[int, int] = {}
@@ -143,7 +147,7 @@ class _ForkServer:
                 gc.enable()
                 from distrain.launcher import agent
 
-                agent.main(job, Channel(theirs))
+                agent.main(job, Channel(theirs), self._blocked)
 
             return run_agent
         theirs.close()
@@ -185,6 +189,7 @@ class _ForkServer:
         if pid == 0:
             self._close()
             die_with_parent(server_pid)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._blocked)
 
             def run_worker() -> None:
                 from distrain.launcher import bootstrap
@@ -276,17 +281,18 @@ class _ForkServer:
             self._agent.close()
 
 
-def main(control_fd: int, supervisor_pid: int) -> None:
+def main(control_fd: int, supervisor_pid: int, blocked: Sequence[str]) -> None:
     """Be the fork server; in a forked child, be that child.
 
     Args:
         control_fd: The open socket to the supervisor.
         supervisor_pid: The process to die with.
+        blocked: The names of the signals that this process was started with blocked.
     """
     die_with_parent(supervisor_pid)
     gc.disable()  # what is imported stays, and looking for garbage in it costs a tenth of the time
     _prepare_libraries()
-    server = _ForkServer(Channel(socket.socket(fileno=control_fd)))
+    server = _ForkServer(Channel(socket.socket(fileno=control_fd)), [name for name in blocked if name])
     server.preload(AGENT_PRELOAD)
     child = server.start_agent()
     if child is None:

@@ -98,6 +98,10 @@ class MeetingPlace:
         """Return the run directory that the ranks share: that of the first node of the first round, for good."""
         return self._store.compare_set("distrain/run_dir", "", proposed).decode()
 
+    def launch_id(self, proposed: str) -> str:
+        """Return the id of this launch, which all its nodes and rounds have."""
+        return self._store.compare_set("distrain/launch_id", "", proposed).decode()
+
     def awaited(self) -> str:
         """Say whom this node waits for."""
         at = f"at {self._meeting.endpoint}; waiting up to {join_timeout_s(self._meeting):g} s for the others"

@@ -34,19 +34,23 @@ def open_run_dir(plan: Plan, *, is_head: bool) -> tuple[RunRecord, Path]:
         RunDirError: It cannot be used.
     """
     meeting = plan.meeting
+    placement = plan.placement
     several = meeting is not None and meeting.max_nodes > 1
     if plan.run_dir is not None:
         shared = plan.run_dir
     else:
-        named = meeting is not None and several and meeting.run_id != "none"
-        name = run_name_of(meeting.run_id, plan.name) if meeting is not None and named else new_run_name(plan.name)
+        run_id = meeting.run_id if meeting is not None and several and meeting.run_id != "none" else ""
+        if placement is not None and placement.is_repeated and meeting is None:
+            run_id = placement.run_id
+        name = run_name_of(run_id, plan.name) if run_id else new_run_name(plan.name)
         shared = Path(DEFAULT_PARENT).absolute() / name
     run = RunDir(root=shared)
     first = meeting is None or meeting.node_rank == 0 or (meeting.node_rank is None and is_head)
+    of, incarnation = ("", 0) if placement is None else (placement.run_id, placement.incarnation)
     if meeting is None or not several or first:
-        return RunRecord(run), shared
+        return RunRecord(run, run_id=of, incarnation=incarnation), shared
     if meeting.node_rank is not None:
-        return RunRecord(RunDir(root=run.node_dir(str(meeting.node_rank)))), shared
+        return RunRecord(RunDir(root=run.node_dir(str(meeting.node_rank))), run_id=of, incarnation=incarnation), shared
     return _first_free(run), shared
 
 

@@ -32,7 +32,7 @@ from distrain.launcher.interface import gloo_variables
 from distrain.launcher.meeting_place import MeetingPlace, unshared_store
 from distrain.launcher.rank_logs import RunDirLogs
 from distrain.launcher.round_store import open_store, reachable_address
-from distrain.rundir import ENV_RUN_DIR
+from distrain.rundir import ENV_LAUNCH_ID, ENV_RUN_DIR
 
 __all__ = ["BACKEND", "NodesRendezvous", "RestartsSpentError"]
 
@@ -223,6 +223,7 @@ class NodesRendezvous(RendezvousHandler):
             self._worker_store = None
         address, port_text = store.get("leader").decode().split()
         os.environ[ENV_RUN_DIR] = self._place.run_dir(nodes[0].run_dir)
+        os.environ[ENV_LAUNCH_ID] = self._place.launch_id(os.environ[ENV_LAUNCH_ID])
         if len(nodes) > 1:
             os.environ.update(gloo_variables(os.environ, reachable_address(self._facts, nodes)))
         attempt = max(node.attempt for node in nodes)

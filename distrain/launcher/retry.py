@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 __all__ = ["Blow", "why_not_again"]
 
+SUPERSEDED = "SupersededError: "
+"""How the blow of a launch reads whose checkpoints another one has taken over."""
+
 USAGE_ERROR = 2
 """The exit code of argparse, click and `distrain` itself for a command line that is wrong."""
 
@@ -41,6 +44,8 @@ def why_not_again(blow: Blow, before: Blow | None) -> str | None:
     """
     if not blow.is_error:
         return None
+    if blow.what.startswith(SUPERSEDED):
+        return "another launch trains in the same run directory since"
     if blow.exit_code == USAGE_ERROR and not blow.place:
         return "a usage error (exit code 2) does not go away"
     if blow.step == 0:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +26,7 @@ if sys.path[:1] == [""]: del sys.path[0]
 sys.path.insert(0, sys.argv[3])
 from distrain.launcher.{module} import main
 del sys.path[0]
-main(int(sys.argv[1]), int(sys.argv[2]))
+main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[4].split(","))
 """
 """`python -c` puts the current folder first on the path, which a rank's program may not see; what remains afterwards is
 the path of a plain interpreter."""
@@ -46,11 +48,12 @@ def start_server(
     """
     module = "xla_host" if plan.device == "xla" else "forkserver"
     ours, theirs = socket.socketpair()
-    with open(log, "ab") as file:
+    with open(log, "ab") as file, _blocked(plan.signals) as blocked:
         server = subprocess.Popen(
             [
                 *(sys.executable, "-u", "-c", PROGRAM.format(module=module)),
                 *(str(theirs.fileno()), str(os.getpid()), str(Path(distrain.__file__).parent.parent)),
+                ",".join(blocked),
             ],
             env=_server_environ(env),
             stdout=file,
@@ -60,6 +63,21 @@ def start_server(
         )
     theirs.close()
     return server, Channel(ours)
+
+
+@contextlib.contextmanager
+def _blocked(names: Iterable[str]) -> Iterator[list[str]]:
+    """Have what is started meanwhile begin with these signals blocked; yield the names of those that were not before.
+
+    A scheduler sends its signal to every process of a job at once. What dies of it would take the workers along, so it
+    must not strike before there is somebody to bear it.
+    """
+    every = {signal.Signals[name] for name in names}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, every)
+    try:
+        yield sorted(each.name for each in every - before)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def agent_job(  # noqa: PLR0917  # called in one place

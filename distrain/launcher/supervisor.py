@@ -11,6 +11,7 @@ import importlib.util
 import json
 import math
 import os
+import secrets
 import selectors
 import signal
 import socket
@@ -34,7 +35,7 @@ from distrain.launcher.vigil import Standstill, Vigil
 from distrain.plan.environment import shared_variables
 from distrain.plan.plan import Plan, interpreter_versions
 from distrain.plan.render import headline
-from distrain.rundir import ENV_RUN_DIR, as_typed, write_atomic
+from distrain.rundir import ENV_LAUNCH_ID, ENV_RUN_DIR, as_typed, write_atomic
 from distrain.supervision import report
 from distrain.supervision.failure import Report, from_json, to_json
 from distrain.supervision.logs import Console, PseudoTerminal, tail_lines
@@ -52,6 +53,9 @@ _LAUNCHER_LOG_LINES = 15
 
 _AGENT_ENDS_S = 10.0
 """How long the agent may take to end after a signal, beside what the ranks may take."""
+
+_ECHO_S = 5.0
+"""For how long a scheduler may repeat what it said first: it signals each step, and srun passes on what it gets."""
 
 
 def run(plan: Plan, *, environ: Mapping[str, str]) -> int:
@@ -121,6 +125,7 @@ class _Supervisor:
         self._agent_report: dict[str, Any] = {}
         self._signals = IncomingSignals({*_ENDING, *plan.signals, "SIGWINCH"})
         self._stopped_by: int | None = None
+        self._first_came_s: dict[int, float] = {}
         self._end_by_s = math.inf
         self._broken: list[str] = []
         self._began_elsewhere = False
@@ -162,13 +167,22 @@ class _Supervisor:
         )
         self._record.event("run_started", {"run_dir": str(self._rundir.root)})
         self._say(f"{headline(plan)} · run directory {as_typed(self._rundir.root)}")
+        if self._record.former_owner:
+            self._warnings.append(
+                f"an earlier incarnation of this run still lives ({self._record.former_owner}); it writes no "
+                "checkpoint any more once this one trains"
+            )
         for text in self._warnings:
             self._say(f"warning: {text}")
 
     def _start(self) -> None:
         """Start the fork server and hand it the agent's job, which waits there until torch is imported."""
         plan = self._plan
-        env = {**self._environ, **shared_variables(plan, self._rundir.root, ENV_RUN_DIR)}
+        env = {
+            **self._environ,
+            **shared_variables(plan, self._rundir.root, ENV_RUN_DIR),
+            ENV_LAUNCH_ID: secrets.token_hex(8),
+        }
         terminals = {}
         if not self._console.prefixed and sys.stdout.isatty() and sys.stderr.isatty():
             self._terminal = PseudoTerminal(self._console)
@@ -320,7 +334,7 @@ class _Supervisor:
     def _obey_signals(self) -> None:
         """Pass the first signal on to the workers, by way of the agent; at the next one, end everything.
 
-        Schedulers send SIGTERM once, and an agent can be stuck, so its time to end is limited here as well.
+        An agent can be stuck, so its time to end is limited here as well.
         """
         for number in self._signals:
             name = number.name
@@ -334,6 +348,8 @@ class _Supervisor:
             if number == signal.SIGQUIT and not self._ends_at_sigquit:
                 self._ask_where_they_stand()
                 continue
+            if self._stopped_by is not None and self._is_echo(number):
+                continue
             if self._stopped_by is not None or self._agent_pid == 0:
                 self._over = True
             else:
@@ -344,6 +360,16 @@ class _Supervisor:
                 ranks_s = self._plan.grace_s if self._outcome.attempt >= 0 else 0
                 self._end_by_s = time.monotonic() + ranks_s + _AGENT_ENDS_S
             self._stopped_by = self._stopped_by or number
+            self._first_came_s.setdefault(number, time.monotonic())
+
+    def _is_echo(self, number: int) -> bool:
+        """Whether a scheduler only says once more what it has said: it warns ahead of a limit, ends, and repeats both.
+
+        Whoever presses Ctrl-C twice means it, inside a job as well.
+        """
+        first_s = self._first_came_s.setdefault(number, time.monotonic())
+        in_a_job = self._plan.placement is not None and self._plan.placement.scheduler == "Slurm"
+        return in_a_job and number != signal.SIGINT and time.monotonic() - first_s < _ECHO_S
 
     # The end.
 

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -182,12 +183,13 @@ class _Host:
         self._stopped_by = self._stopped_by or number
 
 
-def main(control_fd: int, supervisor_pid: int) -> None:
+def main(control_fd: int, supervisor_pid: int, blocked: Sequence[str]) -> None:
     """Be the host of one run.
 
     Args:
         control_fd: The open socket to the supervisor.
         supervisor_pid: The process to die with.
+        blocked: The names of the signals that this process was started with blocked, until it can bear them.
     """
     die_with_parent(supervisor_pid)
     outlive_parent(supervisor_pid)
@@ -198,7 +200,9 @@ def main(control_fd: int, supervisor_pid: int) -> None:
             return
     job = agent_job(messages[0])
     control.send("agent_started", pid=os.getpid())
-    _Host(control, job).run()
+    host = _Host(control, job)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.Signals[name] for name in blocked if name])
+    host.run()
     while not control.closed:  # the supervisor ends this process; its own end would look like an accident
         control.receive()
 

@@ -29,6 +29,9 @@ ENV_DEVICE = "DISTRAIN_DEVICE"
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
 
+IN_SLURM = f"{SIGNALS},SIGUSR2"
+"""With the one that a job asks Slurm for, ahead of its limit: it reaches every process of a step."""
+
 GRACE_S = 30
 
 AS_THEY_ARE = (
@@ -227,6 +230,10 @@ class _Resolution:
     def _signals(self) -> tuple[str, ...]:
         import signal
 
+        placement = self.draft.placement
+        if placement is not None and placement.scheduler == "Slurm" and "signals_to_handle" not in self.found:
+            self.draft.note("signals_to_handle", IN_SLURM, "detected", placement.detail)
+            return tuple(IN_SLURM.split(","))
         text = self.draft.text("signals_to_handle", SIGNALS) or SIGNALS
         names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
         valid = [each.name for each in signal.Signals]

@@ -12,9 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distrain.errors import UsageError, did_you_mean
-from distrain.rundir import ENV_RUN_DIR
+from distrain.rundir import ENV_LAUNCH_ID, ENV_RUN_DIR
 
-__all__ = ["DEVICE_TYPES", "ENV_DEVICE", "PLACEMENT", "WorkerEnvironment", "num_restarts", "read_environment"]
+__all__ = [
+    "DEVICE_TYPES",
+    "ENV_DEVICE",
+    "PLACEMENT",
+    "WorkerEnvironment",
+    "is_launched",
+    "launch_id",
+    "num_restarts",
+    "read_environment",
+    "scheduler_job",
+]
 
 ENV_DEVICE = "DISTRAIN_DEVICE"
 """The environment variable that carries the launcher's `--device`."""
@@ -112,3 +122,35 @@ def num_restarts(environ: Mapping[str, str] | None = None) -> str:
         environ: The variables; those of this process by default.
     """
     return (os.environ if environ is None else environ).get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
+def is_launched(environ: Mapping[str, str] | None = None) -> bool:
+    """Return whether a `distrain launch` stands above this process.
+
+    Args:
+        environ: The variables; those of this process by default.
+    """
+    return bool(launch_id(environ))
+
+
+def launch_id(environ: Mapping[str, str] | None = None) -> str:
+    """Return what names the launch above this process, for all its nodes and attempts; "" where there is none.
+
+    Args:
+        environ: The variables; those of this process by default.
+    """
+    return (os.environ if environ is None else environ).get(ENV_LAUNCH_ID, "")
+
+
+def scheduler_job(environ: Mapping[str, str] | None = None) -> str:
+    """Return a few words on the scheduler's job that this process belongs to, "" outside of one.
+
+    Args:
+        environ: The variables; those of this process by default.
+    """
+    environ = os.environ if environ is None else environ
+    if not environ.get("SLURM_JOB_ID"):
+        return ""
+    restarts = environ.get("SLURM_RESTART_COUNT", "0")
+    again = "" if restarts == "0" else f", queued again {restarts} time{'s' * (restarts != '1')}"
+    return f"Slurm job {environ['SLURM_JOB_ID']}{again}"

@@ -21,16 +21,26 @@ __all__ = ["RunRecord"]
 class RunRecord:
     """A run directory this process owns, until `close` or its end; the kernel holds the lock, not a file.
 
+    A scheduler that has lost sight of a node starts a run again while its former incarnation still lives there. The
+    later one takes the directory over from the earlier one, which then records no more.
+
     Args:
         rundir: The run directory; made when it does not exist.
+        run_id: The scheduler's id of the run, "" where it has none.
+        incarnation: How often the scheduler has started that run again.
 
     Raises:
         RunDirError: It cannot be made or written, or a live run owns it.
     """
 
-    def __init__(self, rundir: RunDir) -> None:
+    def __init__(self, rundir: RunDir, *, run_id: str = "", incarnation: int = 0) -> None:
         self.rundir = rundir
+        self.former_owner = ""
+        """The earlier incarnation that still lives and that the directory was taken over from."""
         self._content: dict[str, Any] = {}
+        self._mine = f"pid {os.getpid()} on {socket.gethostname()}"
+        if run_id:
+            self._mine += f", incarnation {incarnation} of {run_id}"
         try:
             rundir.root.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(rundir.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -42,14 +52,16 @@ class RunRecord:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner = os.read(self._lock, 200).decode(errors="replace").strip()
-            os.close(self._lock)
-            raise RunDirError(
-                f"the run directory {rundir.root} belongs to a run that is still going ({owner or 'owner unknown'}). "
-                "Wait for it, end it, or give another --run-dir."
-            ) from None
+            owner = self._owner()
+            if not _is_earlier(owner, run_id, incarnation):
+                os.close(self._lock)
+                raise RunDirError(
+                    f"the run directory {rundir.root} belongs to a run that is still going "
+                    f"({owner or 'owner unknown'}). Wait for it, end it, or give another --run-dir."
+                ) from None
+            self.former_owner = owner
         os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        os.pwrite(self._lock, self._mine.encode(), 0)
         self._events = rundir.events.open("a", encoding="utf-8")
         self.trouble = ""
 
@@ -61,6 +73,8 @@ class RunRecord:
     def update(self, **fields: Any) -> None:
         """Set fields of run.json and write it. A failure to write ends no run; `trouble` tells it."""
         self._content.update(fields)
+        if not self._is_still_mine():
+            return
         try:
             write_atomic(self.rundir.run_json, json.dumps(self._content, indent=2, default=str) + "\n")
         except OSError as error:
@@ -68,6 +82,8 @@ class RunRecord:
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
         """Append one event, stamped with the wall clock (seconds) and the monotonic clock (nanoseconds)."""
+        if not self._is_still_mine():
+            return
         stamp = {"time": round(time.time(), 6), "monotonic_ns": time.monotonic_ns(), "event": name}
         try:
             self._events.write(json.dumps({**stamp, **fields}) + "\n")
@@ -75,8 +91,23 @@ class RunRecord:
         except OSError as error:
             self.trouble = f"{self.rundir.events} could not be written: {error.strerror}"
 
+    def _owner(self) -> str:
+        return os.pread(self._lock, 400, 0).decode(errors="replace").strip()
+
+    def _is_still_mine(self) -> bool:
+        owner = self._owner()
+        if owner != self._mine:
+            self.trouble = f"{self.rundir.root} was taken over ({owner}), so nothing more is recorded there"
+        return owner == self._mine
+
     def close(self) -> None:
         """Give the directory up."""
         with contextlib.suppress(OSError):
             self._events.close()
         os.close(self._lock)
+
+
+def _is_earlier(owner: str, run_id: str, incarnation: int) -> bool:
+    """Whether an owner is an earlier incarnation of a run."""
+    found = re.search(r", incarnation (\d+) of (.+)$", owner)
+    return found is not None and found[2] == run_id and int(found[1]) < incarnation

@@ -5,29 +5,28 @@
 
 Rank 0 writes. A checkpoint is drafted in a hidden directory beside the others, forced to disk and renamed, so its name
 stands for a whole one at any moment. Which one is the newest is said by `number`, which counts checkpoints: when a run
-goes on with another world size an epoch has fewer or more steps, and steps alone would not be in order.
+goes on with another world size an epoch has fewer or more steps, and steps alone would not be in order. The launch that
+began to train last is the only one that may write (`incarnations`), and what it writes is newer than all before.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
 import warnings
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from distrain.engine import Engine, Events
 from distrain.errors import CheckpointError
-from distrain.rundir import RunDir, step_of
+from distrain.rundir import RunDir, checkpoint_order
 from distrain.runtime import current_world, from_main, gather_on_main, rank_and_size
 from distrain.supervision import heartbeat
+from distrain.training import checkpoint_files, incarnations
 from distrain.training.checks import positive_int
 from distrain.training.progress import place_of
 from distrain.training.random_state import random_state, set_random_state
@@ -36,9 +35,7 @@ from distrain.training.wrapping import unwrap
 
 __all__ = ["Checkpointer"]
 
-STATE, META = "state.pt", "meta.json"
-DRAFT, DAMAGED = ".draft-", "damaged-"
-FORMAT = 2
+DAMAGED = "damaged-"
 OF_THE_TRAINER = ("scaler", "apex")
 """What a trainer keeps in its state and every rank has alike."""
 
@@ -79,6 +76,7 @@ class Checkpointer:
         self._directory = None if directory is None else Path(os.path.abspath(directory))
         self._objects: dict[str, Any] = {}
         self._number = 0
+        self._incarnation = 0
         self._saved_at: tuple[int, tuple[int, int]] | None = None
         self._stop = StopOnSignals(self._save_at_stop) if stop_on_signals else None
 
@@ -132,6 +130,7 @@ class Checkpointer:
             self._resume(trainer, found)
         if self._stop is not None and isinstance(trainer, Engine):
             self._stop.attach(trainer)
+        trainer.add_event_handler(Events.STARTED, self._take_over)
         if self.every is not None:
             trainer.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), self._save_inside_epoch)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._save_at_epoch)
@@ -145,6 +144,7 @@ class Checkpointer:
 
         Raises:
             CheckpointError: It could not be written, on rank 0. Those before it are untouched.
+            SupersededError: Another launch trains in the same directory since, on rank 0.
         """
         state = trainer.state
         window = getattr(state, "accumulation", None)
@@ -154,9 +154,13 @@ class Checkpointer:
         self._saved_at = state.iteration, place_of(trainer)
         if rank_and_size()[0] != 0:
             return
+        if self._incarnation == 0:  # saved by hand, outside of a run
+            self._take_over()
+        incarnations.check(self.directory, self._incarnation)
         self._number += 1
         meta = {
-            "format": FORMAT,
+            "format": checkpoint_files.FORMAT,
+            "incarnation": self._incarnation,
             "number": self._number,
             "step": state.iteration,
             "epoch": state.epoch,
@@ -173,8 +177,13 @@ class Checkpointer:
             "windows": windows if any(each["held"] for each in windows) else [],
         }
         with heartbeat.paused():
-            _write(self._path(state.iteration), content, meta)
+            checkpoint_files.write(self._path(state.iteration), content, meta)
             self._prune()
+
+    def _take_over(self) -> None:
+        """Have this launch be the one that may write here, from the beginning of a run on."""
+        if rank_and_size()[0] == 0:
+            self._incarnation = incarnations.claim(self.directory)
 
     def _save_inside_epoch(self, trainer: Engine) -> None:
         if not self._is_stopping() and place_of(trainer)[1] != 0:  # else the epoch's end saves
@@ -216,13 +225,13 @@ class Checkpointer:
     def _newest_whole(self) -> Path | None:
         if not self.directory.is_dir():
             return None
-        for leftover in self.directory.glob(f"{DRAFT}*"):
+        for leftover in self.directory.glob(f"{checkpoint_files.DRAFT}*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        candidates = _in_order(self.directory)
+        candidates = checkpoint_files.in_order(self.directory)
         for path in reversed(candidates):
-            problem = _problem_of(path)
+            problem = checkpoint_files.problem_of(path)
             if problem is None:
-                self._number = _number(path)
+                self._number = (checkpoint_order(path) or (0, 0))[1]
                 return path
             aside = path.with_name(f"{DAMAGED}{path.name}-{secrets.token_hex(3)}")
             os.rename(path, aside)
@@ -240,7 +249,7 @@ class Checkpointer:
         return None
 
     def _resume(self, trainer: Engine, path: Path) -> None:
-        content = _read(path)
+        content = checkpoint_files.read(path)
         meta, saved = content["meta"], content["objects"]
         missing = sorted(set(self._objects) - set(saved))
         if missing:
@@ -310,7 +319,7 @@ class Checkpointer:
         self._saved_at = state.iteration, place_of(trainer)
 
     def _prune(self) -> None:
-        for path in _in_order(self.directory)[: -self.keep]:
+        for path in checkpoint_files.in_order(self.directory)[: -self.keep]:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -320,30 +329,6 @@ def _without_random_states(progress: dict[str, Any]) -> dict[str, Any]:
     return {**progress, "rng_states": {"seed": saved["seed"]}} if isinstance(saved, Mapping) else progress
 
 
-def _in_order(directory: Path) -> list[Path]:
-    """Return the checkpoints of a directory, the oldest first; one whose number cannot be read counts as newest."""
-    found = [path for path in directory.iterdir() if step_of(path) is not None]
-    return sorted(found, key=lambda path: (_number(path, default=2**62), step_of(path) or 0))
-
-
-def _number(path: Path, default: int = 0) -> int:
-    try:
-        return int(json.loads((path / META).read_bytes())["number"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return default
-
-
-def _problem_of(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint, by the checksums that torch.save puts beside every part of it."""
-    try:
-        json.loads((path / META).read_bytes())["number"]
-        with zipfile.ZipFile(path / STATE) as archive:
-            bad = archive.testzip()
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        return f"{type(error).__name__}: {error}"
-    return None if bad is None else f"the checksum of {bad} is wrong"
-
-
 def _load(target: Any, state: Any, what: str) -> None:
     try:
         target.load_state_dict(state)
@@ -351,50 +336,3 @@ def _load(target: Any, state: Any, what: str) -> None:
         raise
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{what} does not fit the one given: {error}") from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"The checkpoint {path} cannot be read on this rank: {error}") from error
-    if content["meta"]["format"] != FORMAT:
-        raise CheckpointError(f"The checkpoint {path} has format {content['meta']['format']}; this is for {FORMAT}.")
-    return content
-
-
-def _write(path: Path, content: dict[str, Any], meta: dict[str, Any]) -> None:
-    draft = path.with_name(f"{DRAFT}{path.name}-{os.getpid()}-{secrets.token_hex(3)}")
-    try:
-        draft.mkdir(parents=True)
-        _write_file(draft / STATE, lambda file: torch.save(content, file))
-        _write_file(draft / META, lambda file: file.write(json.dumps(meta, indent=2).encode()))
-        _sync_directory(draft)
-        if path.exists():  # taken earlier, before the run went back or changed its world size
-            os.rename(path, path.with_name(f"{DRAFT}{path.name}-old-{secrets.token_hex(3)}"))
-        os.rename(draft, path)
-        _sync_directory(path.parent)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        shutil.rmtree(draft, ignore_errors=True)
-        raise CheckpointError(
-            f"The checkpoint {path} could not be written: {error}. The earlier ones are untouched. Free some space or "
-            "check the permissions, then start again with the same run directory to go on from the newest; a smaller "
-            "keep needs less space."
-        ) from error
-    for old in path.parent.glob(f"{DRAFT}{path.name}-old-*"):
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_file(path: Path, fill: Callable[[Any], object]) -> None:
-    with open(path, "xb") as file:
-        fill(file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

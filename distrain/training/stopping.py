@@ -1,6 +1,7 @@
 """Stopping at a signal: every rank after the same iteration, with nothing lost.
 
-    a signal      sets a flag; the handler does no more, and the signal's former handler is back for the next one
+    a signal      sets a flag; the handler does no more, and the signal's former handler is back for the next one (but
+                  see below)
     flagged       at the end of each of its iterations a rank counts itself in for that iteration, in the store of the
                   process group, and waits a moment for the others
     all are in    whoever sees it first writes the verdict "stop" for that iteration
@@ -12,6 +13,9 @@ The first verdict of an iteration holds, for all: so no rank can stop where anot
 ranks are (DDP's accumulation, devices that lag behind their host). No wait is without an end, so a rank that a peer
 needs inside a collective operation gets there. Without a signal a rank asks the store once a second, in a world of one
 never.
+
+Under `distrain launch` a signal that comes again is no second one. A scheduler sends it to every process of a job, so a
+rank has it from there and from the launcher as well; the launcher alone knows which one is meant, and ends everything.
 
 The trainer is stopped by `terminate`, behind all handlers of the iteration's or the epoch's end, and saved on
 TERMINATE. The `run()` that was stopped ends with `StoppedBySignal`.
@@ -34,8 +38,9 @@ from torch.distributed import DistError, PrefixStore, Store  # type: ignore[attr
 from distrain.engine import Engine, Events
 from distrain.errors import EXIT_CODES, StoppedBySignal
 from distrain.runtime import rank_and_size
-from distrain.runtime.environment import num_restarts
+from distrain.runtime.environment import is_launched, num_restarts
 from distrain.runtime.process_group import default_store
+from distrain.training import loader_processes
 from distrain.training.progress import place_of
 
 __all__ = ["StopOnSignals"]
@@ -60,7 +65,7 @@ _left_over: set[signal.Signals] = set()
 
 
 class StopOnSignals:
-    """Stops a trainer at SIGINT or SIGTERM, after an iteration that all ranks agree on.
+    """Stops a trainer at one of the signals of `EXIT_CODES`, after an iteration that all ranks agree on.
 
     A run inside a handler of another such run is left alone: the outer one stops. A signal that comes too late for a
     run stops the next one of this process.
@@ -93,7 +98,7 @@ class StopOnSignals:
         self._former: dict[signal.Signals, Any] = {}
         self.due_s = NEVER  # as the engine's timer
         self._is_flagged = False
-        self._is_term_told = False
+        self._told: set[signal.Signals] = set()
         self._num_tries = 0
         self._tried_at = -1
         self._end: StoppedBySignal | None = None
@@ -120,12 +125,14 @@ class StopOnSignals:
             if self._came:
                 self.due_s = 0.0
             trainer.timer = self
-            yield
+            with loader_processes.left_alone():
+                yield
             if self._end is None:
                 _left_over.update(self._came)
         finally:
             trainer.timer = None
-            self._give_signals_back()
+            if self._end is None or not is_launched():  # else the launcher's word may come yet, and end the process
+                self._give_signals_back()
             _thread.is_stoppable, self.due_s = False, NEVER
         if self._end is not None:
             if rank_and_size()[0] == 0:
@@ -151,7 +158,8 @@ class StopOnSignals:
 
     def _on_signal(self, number: int, _frame: object) -> None:
         came = signal.Signals(number)
-        signal.signal(came, self._former[came])
+        if not is_launched():
+            signal.signal(came, self._former[came])
         self._came.add(came)
         self.due_s = 0.0
 
@@ -184,7 +192,7 @@ class StopOnSignals:
 
     def _on_terminate(self, trainer: Engine) -> None:
         if self.is_due and trainer.should_terminate == "skip_completed":
-            number = signal.SIGTERM if self._is_term_agreed() else signal.SIGINT
+            number = self._agreed()
             path = self._save(trainer)
             self._end = StoppedBySignal(number, trainer.state.iteration, path)
 
@@ -216,9 +224,9 @@ class StopOnSignals:
         self._num_tries += 1
         world_size = rank_and_size()[1]
         poll_s = max(POLL_S, POLL_OF_A_RANK_S * world_size)
-        if signal.SIGTERM in self._came and not self._is_term_told:
-            store.add("terms", 1)
-            self._is_term_told = True
+        for came in self._came - self._told:
+            store.add(came.name, 1)
+            self._told.add(came)
         num_here = store.add(f"here/{iteration}", 1)
         while num_here < world_size and time.monotonic() - began_s < patience_s:
             time.sleep(poll_s)
@@ -227,9 +235,11 @@ class StopOnSignals:
         verdict: bytes = store.compare_set(f"verdict/{iteration}", "", mine.decode())
         return verdict == STOP
 
-    def _is_term_agreed(self) -> bool:
-        """Whether any rank got SIGTERM, the same on all: each has told before it was counted in."""
-        return signal.SIGTERM in self._came if self._store is None else self._store.add("terms", 0) > 0
+    def _agreed(self) -> signal.Signals:
+        """Return the strongest signal that any rank got, the same on all: each has told before it was counted in."""
+        if self._store is None:
+            return next(each for each in EXIT_CODES if each in self._came)
+        return next(each for each in EXIT_CODES if self._store.add(each.name, 0))
 
     @staticmethod
     def _tell(end: StoppedBySignal) -> None:

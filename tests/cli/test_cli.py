@@ -41,7 +41,7 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["lanch"], "unknown command 'lanch'; valid commands are launch. Did you mean launch?"),
+        (["lanch"], "unknown command 'lanch'; valid commands are launch, submit, requeue. Did you mean launch?"),
         (["train.py"], "Did you mean distrain launch train.py?"),
         (["--nproc", "2"], "unknown option '--nproc'"),
         (["launch"], "no script given"),

@@ -27,7 +27,8 @@ def test_two_ranks_learn_the_digits(tmp_path):
     assert accuracy >= 97
     assert epochs == 8
     assert os.path.dirname(run_dir) == str(tmp_path / "runs")
-    assert sorted(os.listdir(os.path.join(run_dir, "checkpoints"))) == ["step-00000161", "step-00000184"]
+    found = [name for name in os.listdir(os.path.join(run_dir, "checkpoints")) if name.startswith("step-")]
+    assert sorted(found) == ["step-00000161", "step-00000184"]
 
 
 @pytest.mark.deep

@@ -56,3 +56,24 @@ def test_a_run_with_an_id_is_named_after_it(tmp_path, stack, monkeypatch):
 def test_one_node_is_as_it_was(tmp_path, stack):
     run = tmp_path / "run"
     assert opened(stack, tmp_path, False, run_dir="run") == (run, run)
+
+
+@pytest.mark.parametrize(
+    ("step", "name"), [({"SLURM_STEP_ID": "1", "SLURM_PROCID": "0"}, "slurm-17.1-train"), ({}, None)]
+)
+def test_alone_in_a_step_of_slurm_the_run_is_found_again(tmp_path, monkeypatch, stack, step, name):
+    """In the batch script itself it is not: all that the script starts would be one run."""
+    environ = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n1", "SLURMD_NODENAME": "n1", **step}
+    plan = resolve(Program(kind="script", target="train.py"), {}, environ=environ, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    record, shared = open_run_dir(plan, is_head=False)
+    stack.callback(record.close)
+    assert shared.parent == tmp_path / "runs"
+    assert shared.name == name or (name is None and not shared.name.startswith("slurm-"))
+    later = resolve(
+        Program(kind="script", target="train.py"), {}, environ={**environ, "SLURM_RESTART_COUNT": "1"}, cwd=tmp_path
+    )
+    again, _ = open_run_dir(later, is_head=False)
+    stack.callback(again.close)
+    assert (again.rundir.root == shared) == (name is not None)
+    assert bool(again.former_owner) == (name is not None)

@@ -1,4 +1,6 @@
+import contextlib
 import json
+import os
 import re
 import signal
 import textwrap
@@ -6,6 +8,7 @@ import textwrap
 import pytest
 
 from tests.support.launching import events, launch, launching
+from tests.support.processes import descendants
 
 pytestmark = pytest.mark.slow
 
@@ -15,12 +18,14 @@ PROGRAM = """
     from torch.utils.data import TensorDataset
 
     epochs, pause_s, own = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    num_workers = int(os.environ.get("NUM_WORKERS", "0"))
     with distrain.init(seed=0) as world:
         model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 1))
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
         model, optimizer = distrain.prepare(model, optimizer)
         x = torch.arange(120.0).reshape(40, 3) / 120
-        loader = distrain.dataloader(TensorDataset(x, x.sum(1, keepdim=True)), 2, shuffle=True, seed=3)
+        dataset = TensorDataset(x, x.sum(1, keepdim=True))
+        loader = distrain.dataloader(dataset, 2, shuffle=True, seed=3, num_workers=num_workers)
         trainer = distrain.create_supervised_trainer(model, optimizer, torch.nn.functional.mse_loss)
         checkpointer = distrain.Checkpointer(every=10**6)
         checkpointer.attach(trainer, model=model, optimizer=optimizer, loader=loader)
@@ -75,7 +80,7 @@ def test_a_stopped_launch_goes_on_to_the_very_same_end(tmp_path, script, number,
         ended, _, err = live.end()
     assert ended == code, err
     (step,) = re.findall(rf"{number.name}: stopped after step (\d+), saved in \S+", err)
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{int(step):08d}"]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == [f"step-{int(step):08d}"]
     exits = [event["exit_code"] for event in events(tmp_path / "run", "worker_exited")]
     assert exits == [code, code]
     run = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -99,3 +104,21 @@ def test_workers_that_were_told_by_others_are_not_started_again(tmp_path, script
     assert not (run / "failure.json").exists()
     assert not (run / "attempt-1").exists()
     assert json.loads((run / "run.json").read_text())["status"] == "preempted"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_to_every_process_at_once_is_one_signal(tmp_path, script, number):
+    """Slurm signals a step, not a process: the supervisor, the fork server, the agent, the ranks and their children."""
+    env = {"NUM_WORKERS": "1", "SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "node0"}
+    with launching(*options(), script, "1000", "0.02", "-1", cwd=tmp_path, env=env) as live:
+        live.wait_for_output("on the way")
+        live.wait_for_output("on the way", rank=1)
+        for pid in [live.process.pid, *(each.pid for each in descendants(live.process.pid))]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        ended, _, err = live.end()
+    assert ended == 75, err
+    exits = [event["exit_code"] for event in events(tmp_path / "run", "worker_exited")]
+    assert exits == [75, 75]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "preempted"
+    assert re.search(rf"{number.name}: stopped after step \d+, saved in", err)

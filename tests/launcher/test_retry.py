@@ -45,3 +45,8 @@ def test_an_exception_that_happens_to_end_with_2_is_no_usage_error():
 def test_a_death_is_worth_another_attempt_whenever_and_however_often():
     assert why_not_again(KILLED, None) is None
     assert why_not_again(KILLED, KILLED) is None
+
+
+def test_a_launch_whose_checkpoints_another_one_took_over_is_not_started_again():
+    taken = replace(ERROR, what="SupersededError: Another launch trains in …")
+    assert "another launch trains" in why_not_again(taken, None)

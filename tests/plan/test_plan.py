@@ -185,3 +185,11 @@ def test_one_node_of_an_allocation_meets_nobody_and_listens_on_its_loopback_only
     environ = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_NUM_NODES": "1", "SLURM_PROCID": "0"}
     plan = planned(rdzv_id="j7", rdzv_backend="c10d", environ=environ)
     assert plan.meeting is None or (plan.meeting.host, plan.meeting.port) == ("127.0.0.1", 0)
+
+
+def test_inside_slurm_the_signal_ahead_of_the_limit_is_handled_too():
+    environ = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"}
+    assert "SIGUSR2" in planned(environ=environ).signals
+    assert planned(environ=environ).settings["signals_to_handle"].origin == "detected"
+    assert planned(environ=environ, signals_to_handle="SIGTERM").signals == ("SIGTERM",)
+    assert "SIGUSR2" not in planned().signals

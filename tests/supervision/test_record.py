@@ -61,3 +61,27 @@ def test_attempts_are_numbered_on(tmp_path):
     (tmp_path / "attempt-x").mkdir()
     assert record.first_free_attempt() == 12
     record.close()
+
+
+def test_a_later_incarnation_takes_over_and_the_earlier_one_records_no_more(tmp_path):
+    rundir = RunDir(root=tmp_path)
+    lost = RunRecord(rundir, run_id="slurm-17.0", incarnation=0)
+    lost.update(status="running")
+    try:
+        for run_id, incarnation in (("slurm-17.0", 0), ("slurm-18.0", 1), ("", 1)):
+            with pytest.raises(RunDirError, match=r"still going \(pid \d+ on .*, incarnation 0 of slurm-17.0\)"):
+                RunRecord(rundir, run_id=run_id, incarnation=incarnation)
+        later = RunRecord(rundir, run_id="slurm-17.0", incarnation=1)
+        assert "incarnation 0 of slurm-17.0" in later.former_owner
+        later.update(status="mine")
+        later.event("later", {})
+        lost.update(status="preempted")
+        lost.event("lost", {})
+        assert "was taken over" in lost.trouble
+        assert json.loads(rundir.run_json.read_text()) == {"status": "mine"}
+        assert [json.loads(line)["event"] for line in rundir.events.read_text().splitlines()] == ["later"]
+        third = RunRecord(rundir, run_id="slurm-17.0", incarnation=2)
+        third.close()
+        later.close()
+    finally:
+        lost.close()

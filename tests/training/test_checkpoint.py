@@ -37,7 +37,7 @@ def setting(folder, *, every=2, keep=3, seed=0, scaler=False, batch_size=4, cut_
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != ".incarnations")
 
 
 def run(folder, *, epochs=3, stop_at=None, terminate_at=None, **options):

@@ -48,7 +48,7 @@ def whole(folder, epochs=3, **options):
     return losses, model, checkpointer
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR2, 75), (signal.SIGINT, 130)])
 def test_it_stops_after_the_iteration_and_says_how_to_go_on(tmp_path, capsys, number, code):
     end, losses, _ = stopped(tmp_path, number, 7)
     assert (end.code, end.number, end.step, end.path) == (code, number, 7, tmp_path / "step-00000007")
@@ -144,6 +144,22 @@ def test_the_second_signal_of_a_kind_has_its_former_effect_at_once(tmp_path):
     assert trainer.state.iteration == 3
     _, loader, again, _ = setting(tmp_path / "again")  # and what had its effect is forgotten
     assert again.run(loader, max_epochs=1).iteration == 5
+
+
+def test_below_a_launch_a_signal_that_comes_again_is_the_same_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("DISTRAIN_LAUNCH_ID", "one")
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)}
+    try:
+        _, loader, trainer, _ = setting(tmp_path)
+        for number in (signal.SIGUSR2, signal.SIGINT, signal.SIGUSR2, signal.SIGTERM):
+            raising(number, 3, trainer, Events.ITERATION_STARTED)
+        with pytest.raises(StoppedBySignal) as caught:
+            trainer.run(loader, max_epochs=2)
+        assert (caught.value.number, caught.value.code, caught.value.step) == (signal.SIGTERM, 75, 3)
+        os.kill(os.getpid(), signal.SIGTERM)  # the launcher's word, after the end
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_handlers_of_the_users_and_ignored_signals_are_left_alone(tmp_path):

@@ -3,6 +3,7 @@ import re
 import pytest
 
 from tests.support.ranks import run_ranks
+from tests.training.test_checkpoint import names
 
 # The ranks signal themselves, each at an iteration of its own: `rank:iteration:signal`, any number of them.
 PROGRAM = """
@@ -90,7 +91,7 @@ def test_both_stop_after_the_same_iteration_and_go_on_to_the_very_same_end(tmp_p
     assert min(came) <= step <= max(came) + num_micro
     name = "SIGTERM" if code == 75 else "SIGINT"
     assert f"distrain: {name}: stopped after step {step}, saved in {tmp_path}/cut/checkpoints/" in done.stderr
-    assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == [f"step-{step:08d}"]
+    assert names(tmp_path / "cut" / "checkpoints") == [f"step-{step:08d}"]
     assert ends(train(tmp_path / "cut", num_micro)) == whole
 
 

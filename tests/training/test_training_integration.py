@@ -168,7 +168,7 @@ def test_sigkill_at_any_moment_of_a_write_leaves_a_whole_checkpoint(tmp_path, mo
     whole = "step-00000003" if moment == "fsync:4" else "step-00000002"
     again = run_alone(tmp_path, WRITER, args=[str(folder), "fsync:1000"]).check()
     assert again.stdout.splitlines()[0].endswith(whole)
-    assert sorted(os.listdir(folder)) == [f"step-0000000{n}" for n in (3, 4, 5)]
+    assert sorted(os.listdir(folder)) == [".incarnations", *(f"step-0000000{n}" for n in (3, 4, 5))]
 
 
 @pytest.mark.slow
@@ -203,7 +203,7 @@ def test_sigkill_from_outside_while_it_writes(tmp_path):
     )
     done = run_alone(tmp_path, code, args=[str(folder)]).check()
     assert "damaged" not in done.stderr
-    assert not [name for name in os.listdir(folder) if not name.startswith("step-")]
+    assert [name for name in os.listdir(folder) if not name.startswith("step-")] == [".incarnations"]
 
 
 @pytest.mark.slow
@@ -213,5 +213,5 @@ def test_a_full_disk_is_an_error_that_helps_and_the_checkpoint_before_survives(t
     assert "distrain.errors.CheckpointError: The checkpoint" in done.stderr
     assert "could not be written" in done.stderr
     assert "Free some space" in done.stderr
-    assert sorted(os.listdir(folder)) == ["step-00000001", "step-00000002"]
+    assert sorted(os.listdir(folder)) == [".incarnations", "step-00000001", "step-00000002"]
     assert "step-00000002" in run_alone(tmp_path, WRITER, args=[str(folder), "fsync:1000"]).check().stdout

@@ -29,6 +29,9 @@ class Placement:
         head: The address of the first, or None where it is not known.
         port: A port there.
         run_id: An id that no other run has or will have, the same for all processes; "" where there is none.
+        is_repeated: Whether that id names this very start of distrain, so that the next one with the same id goes on
+            with the run; a job's id alone is that of all that its script starts.
+        incarnation: How often the scheduler has started the run again, which has the same id then.
         local_task: Where the scheduler starts a process for each rank: this one's number on its host, and how many
             there are on it.
         hosts: The host of each of these processes; empty where the variables do not tell.
@@ -43,6 +46,8 @@ class Placement:
     head: str | None
     port: int = DEFAULT_PORT
     run_id: str = ""
+    is_repeated: bool = False
+    incarnation: int = 0
     local_task: tuple[int, int] | None = None
     hosts: tuple[str, ...] = ()
     local_tasks: tuple[tuple[int, int], ...] = ()

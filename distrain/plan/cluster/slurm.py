@@ -68,6 +68,7 @@ def _in_script(environ: Mapping[str, str], job: int, name: str) -> Placement | N
         head=hosts[0],
         port=derived_port(job),
         run_id=f"slurm-{name}",
+        incarnation=number(environ, "SLURM_RESTART_COUNT", default=0),
         hosts=tuple(hosts[:1]),
         only_here=len(hosts) if len(hosts) > 1 else 0,
     )
@@ -82,7 +83,14 @@ def _in_step(environ: Mapping[str, str], job: int, name: str) -> Placement | Non
     rank, node = number(environ, "SLURM_PROCID"), number(environ, "SLURM_NODEID", default=0)
     where = f"Slurm job {name}, step {step}, {_counted(hosts)}"
     port = derived_port(job + STEPS_APART * step)
-    common = {"scheduler": "Slurm", "head": hosts[0], "port": port, "run_id": f"slurm-{name}.{step}"}
+    common = {
+        "scheduler": "Slurm",
+        "head": hosts[0],
+        "port": port,
+        "run_id": f"slurm-{name}.{step}",
+        "is_repeated": True,
+        "incarnation": number(environ, "SLURM_RESTART_COUNT", default=0),
+    }
     if num_tasks == len(hosts):
         host = environ.get("SLURMD_NODENAME", "")
         return Placement(

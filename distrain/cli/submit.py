@@ -1,0 +1,235 @@
+"""`distrain submit slurm`: render the batch script of a launch, show it or hand it over, follow the job."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distrain.cli.parsing import Parser, add_launch_options, add_program, program_of, read
+from distrain.errors import UsageError, did_you_mean
+from distrain.plan import Program, check_program
+from distrain.plan.options import OPTIONS
+from distrain.rundir import DEFAULT_PARENT, as_typed
+from distrain.schedulers.slurm.script import BatchJob, render, seconds_of
+
+__all__ = ["main"]
+
+SCHEDULERS = ("slurm",)
+
+EXIT_NO_SCHEDULER = 1
+EXIT_INTERRUPTED = 130
+
+OF_SBATCH = {
+    "nodes": ("N", "nodes, on each of which one launch is started; default: 1"),
+    "gpus_per_node": ("N", "GPUs of each node"),
+    "cpus_per_task": ("N", "CPUs for the launch of each node, its ranks and their DataLoaders"),
+    "mem": ("SIZE", "memory of each node"),
+    "time": ("LIMIT", "time limit, as sbatch takes it: minutes, hours:minutes:seconds, days-hours, …"),
+    "partition": ("NAME", "partition"),
+    "account": ("NAME", "account"),
+    "array": ("INDICES", "an array of jobs, each with a run directory of its own"),
+}
+"""Options of sbatch that have one of their own, under the same name."""
+
+OF_SUBMIT = ("signal_lead", "budget", "setup", "container", "sbatch", "wait")
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="distrain submit slurm",
+        usage="distrain submit slurm [options] [launch options] script.py [args ...]",
+        description="Submit a batch script that runs distrain launch with these options on every node, and queues the "
+        "job again when it was asked to end and has saved its state.",
+        epilog="Launch options are those of distrain launch --help.",
+    )
+    job = parser.add_argument_group("the job")
+    for name, (metavar, text) in OF_SBATCH.items():
+        job.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar=metavar, help=text)
+    job.add_argument(
+        "--sbatch",
+        metavar="OPTIONS",
+        action="append",
+        help="any other options of sbatch, as it takes them; may be repeated: --sbatch='--qos=high --exclude=node7'",
+    )
+    job.add_argument("--setup", metavar="LINE", action="append", help="a line of shell to run first; may be repeated")
+    job.add_argument(
+        "--container", metavar="COMMAND", help="start the launches in a container: 'apptainer exec --nv image.sif'"
+    )
+    end = parser.add_argument_group("the end, and what follows")
+    end.add_argument(
+        "--signal-lead",
+        metavar="SECONDS",
+        help="how long before the time limit the ranks stop and save their state; 0 for never; default: 120",
+    )
+    end.add_argument(
+        "--budget",
+        metavar="N",
+        help="how often in a row the job is queued again without a newer checkpoint; default: 3",
+    )
+    end.add_argument("--wait", action="store_const", const="1", help="show the log and end with the job's exit code")
+    shown = ("dry_run", "run_dir", "name")
+    add_launch_options(parser, hidden=lambda each: each.name not in shown)
+    add_program(parser)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `distrain submit`.
+
+    Args:
+        argv: The arguments after `submit`.
+
+    Returns:
+        0 once the job is submitted or shown; with `--wait` the job's exit code; 1 where Slurm is not there or refuses.
+
+    Raises:
+        UsageError: The command line or the script cannot be used.
+    """
+    if not argv or argv[0] not in SCHEDULERS:
+        if argv and argv[0] in ("-h", "--help"):
+            _parser().print_help()
+            return 0
+        got = f"unknown scheduler {argv[0]!r}" if argv else "no scheduler given"
+        hint = did_you_mean(argv[0], SCHEDULERS) if argv else ""
+        raise UsageError(f"{got}; valid are {', '.join(SCHEDULERS)}: distrain submit slurm [options] script.py.{hint}")
+    known = [f"--{name.replace('_', '-')}" for name in (*OF_SBATCH, *OF_SUBMIT)]
+    flags, script, args = read(_parser(), argv[1:], more=known)
+    if "json" in flags:
+        raise UsageError("--json is for distrain launch --dry-run; a batch script is text.")
+    program = program_of(_launch_flags(flags), script, args, command="distrain submit slurm")
+    try:
+        if program.kind != "command":  # which may be on the nodes only
+            check_program(program, cwd=Path.cwd())
+    except SyntaxError as error:
+        raise UsageError(f"{program.target} does not read as Python: {error}") from None
+    job = _job(flags, program)
+    text = render(job)
+    if "dry_run" in flags:
+        _write(text)
+        return 0
+    if shutil.which("sbatch") is None:
+        _write(text)
+        print(
+            "distrain submit: sbatch is not on PATH, so nothing is submitted: this is no host of a Slurm cluster, or "
+            "its commands are not installed. Submit the script above where they are: sbatch FILE.",
+            file=sys.stderr,
+        )
+        return EXIT_NO_SCHEDULER
+    return _submit(job, text, wait="wait" in flags)
+
+
+def _write(text: str) -> None:
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode(errors="surrogateescape"))
+    sys.stdout.buffer.flush()
+
+
+def _submit(job: BatchJob, text: str, *, wait: bool) -> int:
+    from distrain.schedulers.slurm import submission
+
+    number = submission.submit(text, folder=Path(job.folder))
+    log, run_dir = (
+        (job.log.replace("%%", "%").replace("%A", number), f"{job.run_dir_of(number)} for each task, by its number")
+        if job.is_array
+        else (job.log_of(number), as_typed(Path(job.run_dir_of(number))))
+    )
+    log = as_typed(Path(log))
+    print(f"job {number} · log {log} · run directory {run_dir}")
+    if not wait:
+        follow = f"tail -F {shlex.quote(log)}" if not job.is_array else f"squeue --job={number}"
+        print(f"follow it: {follow}\nend it:    scancel {number}")
+        return 0
+    sys.stdout.flush()
+    try:
+        return submission.follow(number, job, show=_show, say=_say)
+    except KeyboardInterrupt:
+        _say(f"job {number} goes on; scancel {number} ends it, tail -F {shlex.quote(log)} follows it")
+        return EXIT_INTERRUPTED
+
+
+def _show(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def _say(text: str) -> None:
+    print(f"distrain: {text}", file=sys.stderr, flush=True)
+
+
+def _launch_flags(flags: Mapping[str, Any]) -> dict[str, str]:
+    names = {each.name for each in OPTIONS}
+    return {name: value for name, value in flags.items() if name in names}
+
+
+def _job(flags: Mapping[str, Any], program: Program) -> BatchJob:
+    lead_s = _whole(flags, "signal_lead", least=0, default=120)
+    limit_s = seconds_of(flags["time"]) if "time" in flags else None
+    if limit_s is not None and lead_s >= limit_s:
+        raise UsageError(
+            f"--time {flags['time']} is {limit_s} s, and --signal-lead {lead_s} s before it the job would be asked to "
+            "end as soon as it begins. Give a longer --time or a shorter --signal-lead (0 for no signal)."
+        )
+    options = [(name.replace("_", "-"), flags[name]) for name in OF_SBATCH if name in flags]
+    if "nodes" not in flags:
+        options.insert(0, ("nodes", "1"))
+    passed = [word for text in flags.get("sbatch", ()) for word in _words("--sbatch", text)]
+    if passed and not passed[0].startswith("-"):
+        raise UsageError(f"--sbatch: got {passed[0]!r}; give options of sbatch, such as --sbatch=--qos=high.")
+    is_array = "array" in flags or any(word.startswith(("--array", "-a")) for word in passed)
+    if is_array and "wait" in flags:
+        raise UsageError("--wait follows one job, and an array has many. Submit it without, and see squeue.")
+    name = str(flags.get("name") or program.name)
+    if "/" in name or name in (".", ".."):
+        raise UsageError(f"--name: got {name!r}; the log and the run directory are named so: leave the / out.")
+    container = _words("--container", flags.get("container", ""))
+    return BatchJob(
+        name=name,
+        folder=str(Path(DEFAULT_PARENT).absolute()),
+        launch=[*(["distrain"] if container else _distrain()), "launch", *_launch_words(flags, program)],
+        requeue=[*_distrain(), "requeue"],
+        options=options,
+        passed=passed,
+        container=container,
+        setup=flags.get("setup", ()),
+        signal_lead_s=lead_s,
+        budget=_whole(flags, "budget", least=1, default=3),
+        run_dir=os.path.abspath(flags["run_dir"]) if "run_dir" in flags else "",
+        is_array=is_array,
+    )
+
+
+def _whole(flags: Mapping[str, Any], name: str, *, least: int, default: int) -> int:
+    text = flags.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit()) or int(text) < least:
+        raise UsageError(f"--{name.replace('_', '-')}: got {text!r}; give a whole number of at least {least}.")
+    return int(text)
+
+
+def _words(option: str, text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: got {text!r}; it does not read as words of a shell: {error}.") from None
+
+
+def _distrain() -> list[str]:
+    """Return the words that start this very distrain, on a node that has the same file system."""
+    path = Path(os.path.abspath(sys.argv[0]))
+    is_command = path.name == "distrain" and os.access(path, os.X_OK) and path.is_file()
+    return [str(path)] if is_command else [sys.executable, "-m", "distrain"]
+
+
+def _launch_words(flags: Mapping[str, Any], program: Program) -> list[str]:
+    words = [
+        each.flag if each.kind == "flag" else f"{each.flag}={flags[each.name]}"
+        for each in OPTIONS
+        if each.name in flags and each.name not in ("dry_run", "json", "run_dir")
+    ]
+    return [*words, program.target, *program.args]

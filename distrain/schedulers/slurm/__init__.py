@@ -1,0 +1,1 @@
+"""Slurm: the batch script of a launch, its submission, and queueing it again."""

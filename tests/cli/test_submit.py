@@ -1,0 +1,106 @@
+"""`distrain submit` on a machine without Slurm: it renders, says what is missing, and names mistakes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from distrain.cli import main
+from tests.support.processes import REPOSITORY
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_our_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "train.py").write_text("print(1)")
+
+
+@pytest.mark.parametrize(("name", "argv"), [("submit-slurm", ["submit", "slurm"]), ("requeue", ["requeue"])])
+def test_help(capsys, golden, name, argv):
+    with pytest.raises(SystemExit):
+        main([*argv, "--help"])
+    golden(f"help-{name}.txt", capsys.readouterr().out)
+
+
+def test_a_dry_run_shows_the_script_and_makes_nothing(capfdbinary, tmp_path):
+    argv = [
+        "--nodes",
+        "2",
+        "--time",
+        "4:00:00",
+        "--sbatch=--qos=high",
+        "--nproc",
+        "2",
+        "-m",
+        "pkg.train",
+        "--lr",
+        "a b",
+    ]
+    assert main(["submit", "slurm", "--dry-run", *argv]) == 0
+    out = capfdbinary.readouterr().out.decode()
+    assert "#SBATCH --nodes=2\n#SBATCH --time=4:00:00\n" in out
+    assert "#SBATCH --qos=high\n" in out
+    assert f"{sys.executable} -m distrain launch --nproc=2 --module pkg.train --lr 'a b'\n" in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_slurm_it_says_so_and_still_renders(capfdbinary):
+    assert main(["submit", "slurm", "train.py"]) == 1
+    out, err = capfdbinary.readouterr()
+    assert out.startswith(b"#!/bin/bash\n#SBATCH --job-name=train\n")
+    assert b"sbatch is not on PATH, so nothing is submitted" in err
+
+
+def test_nothing_of_torch_is_imported():
+    program = "import sys; from distrain.cli import main; main(['submit', 'slurm', '--dry-run', 'train.py']); " + (
+        "sys.exit('torch' in sys.modules)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["submit"], "no scheduler given; valid are slurm"),
+        (["submit", "slrum", "train.py"], "unknown scheduler 'slrum'; valid are slurm"),
+        (["submit", "slurm"], "no script given. Usage: distrain submit slurm [options] script.py"),
+        (["submit", "slurm", "trian.py"], "script 'trian.py' does not exist"),
+        (["submit", "slurm", "--nods", "2", "train.py"], "unknown option --nods. Did you mean --nodes"),
+        (["submit", "slurm", "--time", "2", "train.py"], "--time 2 is 120 s, and --signal-lead 120 s before it"),
+        (["submit", "slurm", "--signal-lead", "2m", "train.py"], "--signal-lead: got '2m'; give a whole number"),
+        (["submit", "slurm", "--budget", "0", "train.py"], "--budget: got '0'; give a whole number of at least 1"),
+        (["submit", "slurm", "--sbatch", "qos=high", "train.py"], "--sbatch: got 'qos=high'; give options of sbatch"),
+        (["submit", "slurm", "--sbatch=--comment='a", "train.py"], "it does not read as words of a shell"),
+        (["submit", "slurm", "--array", "0-3", "--wait", "train.py"], "--wait follows one job, and an array has many"),
+        (["submit", "slurm", "--name", "a/b", "train.py"], "--name: got 'a/b'"),
+        (["submit", "slurm", "--dry-run", "--json", "train.py"], "a batch script is text"),
+        (["submit", "slurm", "--partition", "a\nb", "train.py"], "holds a line break"),
+        (["requeue"], "no run directory: set DISTRAIN_RUN_DIR"),
+        (["requeue", "--run-dir", "none"], "the run directory none does not exist"),
+        (["requeue", "--run-dir", "."], "SLURM_JOB_ID is not set: distrain requeue belongs into a batch script"),
+        (["requeue", "--run-dir", ".", "--budget", "x"], "--budget: got 'x'"),
+    ],
+)
+def test_mistakes_are_said_in_one_line(capsys, monkeypatch, argv, said):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.delenv("DISTRAIN_RUN_DIR", raising=False)
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_outside_of_slurms_commands_a_job_is_not_queued_again(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("DISTRAIN_RUN_DIR", str(tmp_path))
+    assert main(["requeue", str(tmp_path / "train.py")]) == 1
+    assert "distrain requeue: job 17 is not queued again: scontrol requeue: not on PATH" in capsys.readouterr().err
+    assert main(["requeue", "--check"]) == 0
+    assert "job 17 may be queued again, before the first checkpoint" in capsys.readouterr().err

@@ -1,0 +1,101 @@
+"""Two launches that both believe the checkpoint directory is theirs: the one that began last is right."""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import distrain
+from distrain.errors import CheckpointError, SupersededError
+from distrain.rundir import newest_checkpoint
+from distrain.training import incarnations
+from tests.training.test_checkpoint import names, setting
+
+
+@pytest.fixture
+def launch(monkeypatch):
+    def be(name):
+        monkeypatch.setenv("DISTRAIN_LAUNCH_ID", name)
+
+    return be
+
+
+def test_once_another_launch_trains_there_the_lost_one_writes_no_more(tmp_path, launch, monkeypatch):
+    launch("lost")
+    _, loader, trainer, _ = setting(tmp_path, every=1)
+
+    @trainer.on(distrain.Events.ITERATION_COMPLETED)
+    def another_one_begins():
+        if trainer.state.iteration == 3:
+            launch("next")
+            monkeypatch.setenv("SLURM_JOB_ID", "17")
+            monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+            _, other_loader, other, checkpointer = setting(tmp_path, every=100)
+            assert checkpointer.resumed_from.name == "step-00000003"
+            assert other.run(other_loader, max_epochs=1).iteration == 5
+            launch("lost")
+
+    said = rf"Another launch trains in .* since \d.*\(pid {os.getpid()} on .*, Slurm job 17, queued again 1 time\)"
+    with pytest.raises(SupersededError, match=said) as caught:
+        trainer.run(loader, max_epochs=2)
+    assert isinstance(caught.value, CheckpointError)
+    assert trainer.state.iteration == 4
+    assert names(tmp_path) == ["step-00000002", "step-00000003", "step-00000005"]  # no draft, no fourth
+    with pytest.raises(SupersededError):  # nor does it come back by starting its ranks again
+        setting(tmp_path)[2].run(loader, max_epochs=3)
+    launch("next")
+    assert setting(tmp_path)[2].run(loader, max_epochs=3).iteration == 15
+
+
+def test_who_only_reads_takes_nothing_over(tmp_path, launch):
+    launch("one")
+    _, loader, trainer, _ = setting(tmp_path, every=1)
+    launch("reader")
+    setting(tmp_path)
+    launch("one")
+    assert trainer.run(loader, max_epochs=1).iteration == 5
+
+
+def test_attempts_of_a_launch_share_a_number_and_launches_do_not(tmp_path, launch):
+    launch("one")
+    assert [incarnations.claim(tmp_path), incarnations.claim(tmp_path)] == [1, 1]
+    launch("two")
+    assert incarnations.claim(tmp_path) == 2
+    launch("one")
+    with pytest.raises(SupersededError):
+        incarnations.claim(tmp_path)
+
+
+def test_without_a_launch_whoever_trains_last_is_right(tmp_path, monkeypatch, launch):
+    monkeypatch.delenv("DISTRAIN_LAUNCH_ID", raising=False)
+    assert [incarnations.claim(tmp_path), incarnations.claim(tmp_path)] == [1, 1]
+    launch("one")
+    assert incarnations.claim(tmp_path) == 2
+    monkeypatch.delenv("DISTRAIN_LAUNCH_ID")
+    assert incarnations.claim(tmp_path) == 3
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_number_is_taken_once(tmp_path, monkeypatch, has_links):
+    if not has_links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "not permitted")))
+    with ThreadPoolExecutor(8) as pool:
+        took = list(pool.map(lambda i: incarnations._make(tmp_path, 7, {"launch": str(i)}), range(32)))
+    assert took.count(True) == 1
+    assert os.listdir(tmp_path) == ["00000007.json"]
+    assert json.loads((tmp_path / "00000007.json").read_text())["launch"] == str(took.index(True))
+
+
+def test_what_slips_in_late_is_older_than_all_that_the_next_writes(tmp_path):
+    for step, incarnation, number in ((100, 1, 1), (200, 2, 2), (900, 1, 2)):
+        path = tmp_path / f"step-{step:08d}"
+        path.mkdir()
+        (path / "meta.json").write_text(json.dumps({"incarnation": incarnation, "number": number}))
+    assert newest_checkpoint(tmp_path) == ("step-00000200", 2)
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be written: Not a directory, so neither can checkpoints"):
+        incarnations.claim(tmp_path / "file")
