@@ -9,6 +9,7 @@
     <run>/attempt-0/stacks.txt                  those of all ranks together, when one hung or somebody asked
     <run>/launcher.log                          what torch's elastic agent and the fork server had to say
     <run>/checkpoints/step-00000100/            written by rank 0
+    <run>/smoke/                                what the ranks of a smoke test found; such a run is not kept
     <run>/metrics.jsonl
     <run>/failure.json  report.html
 
@@ -27,6 +28,7 @@ from pathlib import Path
 __all__ = [
     "DEFAULT_PARENT",
     "ENV_RUN_DIR",
+    "ENV_SMOKE",
     "RunDir",
     "as_typed",
     "new_run_name",
@@ -37,6 +39,9 @@ __all__ = [
 
 ENV_RUN_DIR = "DISTRAIN_RUN_DIR"
 """The environment variable that tells a worker its run directory (an absolute path)."""
+
+ENV_SMOKE = "DISTRAIN_SMOKE_TEST"
+"""The environment variable that makes a worker one of a smoke test: where it leaves what it finds."""
 
 DEFAULT_PARENT = "runs"
 """Where runs are made when no run directory is given, below the current folder."""
@@ -81,6 +86,10 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
+
+    @property
+    def smoke(self) -> Path:
+        return self.root / "smoke"
 
     @property
     def report(self) -> Path:

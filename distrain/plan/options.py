@@ -138,6 +138,13 @@ OPTIONS: tuple[Option, ...] = (
         help="start a plain interpreter for each rank, for programs that cannot be forked",
     ),
     Option(
+        name="smoke",
+        kind="flag",
+        group="start",
+        in_profile=False,
+        help="two CPU ranks, a few iterations, then checks of gradients, weights, data and checkpoint",
+    ),
+    Option(
         name="max_restarts",
         pet="max_restarts",
         metavar="N",

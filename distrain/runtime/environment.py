@@ -12,9 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distrain.errors import UsageError, did_you_mean
-from distrain.rundir import ENV_RUN_DIR
+from distrain.rundir import ENV_RUN_DIR, ENV_SMOKE
 
-__all__ = ["DEVICE_TYPES", "ENV_DEVICE", "PLACEMENT", "WorkerEnvironment", "num_restarts", "read_environment"]
+__all__ = [
+    "DEVICE_TYPES",
+    "ENV_DEVICE",
+    "PLACEMENT",
+    "WorkerEnvironment",
+    "num_restarts",
+    "read_environment",
+    "smoke_folder",
+]
 
 ENV_DEVICE = "DISTRAIN_DEVICE"
 """The environment variable that carries the launcher's `--device`."""
@@ -112,3 +120,12 @@ def num_restarts(environ: Mapping[str, str] | None = None) -> str:
         environ: The variables; those of this process by default.
     """
     return (os.environ if environ is None else environ).get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
+def smoke_folder(environ: Mapping[str, str] | None = None) -> str | None:
+    """Return where this worker leaves what it finds in a smoke test, None outside of one.
+
+    Args:
+        environ: The variables; those of this process by default.
+    """
+    return (os.environ if environ is None else environ).get(ENV_SMOKE)
