@@ -60,8 +60,7 @@ def _by_index(data: Sequence[Mapping[str, Any]]) -> Verdict:
     total = f"{len(available):,}"
     if world_size > 1 and all(each == used[0] for each in used):
         return "failed", f"every rank gets the same {len(used[0]):,} of {total} samples", SHARD
-    sizes = {len(each["used"]) for each in data}
-    is_filled_up = 0 < twice < world_size and len(sizes) == 1
+    is_filled_up = twice > 0 and _is_filled_up(given, len(everything), data)
     if twice and not is_filled_up:
         shared = given - sum(map(len, used))
         what = f"{twice - shared:,} of {total} samples go to several ranks" if twice > shared else ""
@@ -79,3 +78,11 @@ def _by_index(data: Sequence[Mapping[str, Any]]) -> Verdict:
     ]
     whose = "each on one rank" if world_size > 1 else "each once"
     return "passed", "; ".join(filter(None, [f"{total} samples, {whose}", *asides])), ""
+
+
+def _is_filled_up(given: int, num: int, data: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether samples come twice only to give each rank as many as the others, or as many whole batches."""
+    world_size = len(data)
+    if len({len(each["used"]) for each in data}) > 1:
+        return False
+    return any(given == -(-num // unit) * unit for unit in (world_size, world_size * data[0]["batch_size"]))

@@ -165,6 +165,18 @@ def test_a_checkpoint_of_a_script_that_failed_later_is_not_judged():
             "passed",
             "7 samples, each on one rank; 1 come twice, to fill the last batches up",
         ),
+        (
+            [[0, 1, 4, 0], [2, 3, 1, 2]],
+            {"available": 5},
+            "passed",
+            "5 samples, each on one rank; 3 come twice, to fill the last batches up",
+        ),
+        (
+            [[0, 1, 4], [2, 3, 1, 2]],
+            {"available": 5},
+            "failed",
+            "1 of 5 samples go to several ranks; 1 come to a rank more than once in an epoch",
+        ),
         ([[10, 11], [12, 13]], {"available": [10, 11, 12, 13]}, "passed", "4 samples, each on one rank"),
         ([[0], [1]], {"used": None, "why_not": "it is a stream"}, "unknown", "it is a stream"),
     ],

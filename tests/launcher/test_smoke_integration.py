@@ -57,6 +57,11 @@ def smoke(folder, broken="pass", *args, text=TRAINER):
     return done, {row[0]: row[1] for row in rows if len(row) > 1 and row[1] in words}
 
 
+def table_of(text):
+    """Return the rows of the table, without the losses, whose last digits are the machine's."""
+    return [line for line in text.splitlines() if " passed " in line and " losses " not in line]
+
+
 def kept(folder):
     """Return the run directories that are still there; torch has temporary files of its own."""
     return list((folder / "tmp").glob("distrain-*"))
@@ -88,6 +93,8 @@ def test_the_digits_pass(tmp_path):
     assert "1,438 samples, each on one rank" in done.stderr
     assert done.stderr.splitlines()[-1] == "all passed"
     assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
+    shown = (REPOSITORY / "README.md").read_text().split("## A smoke test")[1].split("It ends with 0")[0]
+    assert [row.split() for row in table_of(shown)] == [row.split() for row in table_of(done.stderr)]
 
 
 @pytest.mark.deep
