@@ -106,8 +106,7 @@ def _losses(first: Sequence[Findings]) -> Check:
             name="losses",
             standing="failed",
             why=f"{value} on rank {rank} in iteration {number}; {len(bad)} of {len(seen)} are not finite",
-            todo="look at that batch, the learning rate and the loss function; "
-            'create_supervised_trainer(nonfinite_loss="raise") stops at the first',
+            todo="look at that batch, the learning rate and the loss function",
         )
     values = [each[2] for each in seen]
     return Check(
@@ -156,10 +155,11 @@ def _weights(first: Sequence[Findings]) -> Check:
     names = ends[0]["names"]  # type: ignore[index]  # none is None
     if any(not print_ for print_ in ends[0]["prints"]):  # type: ignore[index]  # likewise
         return Check(name="weights", standing="unknown", why="they are spread over the ranks (DTensor)")
-    apart = _apart(ends)
+    since = "already before the first step"
+    apart = _apart([next((each for each in rank["weights"] if each["when"] == "start"), None) for rank in first])
+    if not apart and apart is not None:
+        since, apart = f"after {steps[0]} steps", _apart(ends)
     if apart is None or apart:
-        before = _apart([next((each for each in rank["weights"] if each["when"] == "start"), None) for rank in first])
-        since = "already before the first step" if before is None or before else f"after {steps[0]} steps"
         which = "the parameters" if apart is None else f"{len(apart)} of {len(names)} parameters"
         details = ": their names are others" if apart is None else f": {_some(apart)}"
         return Check(

@@ -60,7 +60,7 @@ def _by_index(data: Sequence[Mapping[str, Any]]) -> Verdict:
     total = f"{len(available):,}"
     if world_size > 1 and all(each == used[0] for each in used):
         return "failed", f"every rank gets the same {len(used[0]):,} of {total} samples", SHARD
-    is_filled_up = twice > 0 and _is_filled_up(given, len(everything), data)
+    is_filled_up = twice > 0 and _is_filled_up(given, len(available), data)
     if twice and not is_filled_up:
         shared = given - sum(map(len, used))
         what = f"{twice - shared:,} of {total} samples go to several ranks" if twice > shared else ""

@@ -97,6 +97,14 @@ def test_parameters_that_are_spread_over_the_ranks_cannot_be_compared():
     assert verdicts([first])["weights"].standing == "unknown"
 
 
+def test_ranks_that_begin_apart_have_failed_also_where_all_weights_end_as_nan():
+    first = ranks()
+    first[1]["weights"][0]["prints"] = ["x", "b"]
+    assert verdicts([first])["weights"].why == (
+        "1 of 2 parameters differ between the ranks, already before the first step: weight"
+    )
+
+
 def test_ranks_with_other_parameters():
     first = ranks()
     first[1]["weights"][1]["names"] = ["weight"]
