@@ -28,6 +28,9 @@ AT_START = "(chosen at the start)"
 ENV_HEARTBEAT = "DISTRAIN_HEARTBEAT"
 """As in `distrain.supervision.heartbeat`, which the plan may not import."""
 
+ENV_XLA_SPMD = "DISTRAIN_XLA_SPMD"
+"""As in `distrain.runtime.environment`, which is the workers'."""
+
 ENV_SMOKE = "DISTRAIN_SMOKE_TEST"
 """As in `distrain.rundir`, likewise."""
 AS_PLACED = "(as the scheduler places it)"
@@ -46,6 +49,7 @@ def shared_variables(plan: Plan, run_dir: Path | str, run_dir_variable: str) -> 
         "OMP_NUM_THREADS": str(plan.omp_num_threads),
         run_dir_variable: str(run_dir),
         ENV_DEVICE: plan.device,
+        **({ENV_XLA_SPMD: "1"} if plan.xla_spmd else {}),
         **({ENV_SMOKE: AT_START if run_dir == AT_START else f"{run_dir}/smoke"} if plan.smoke else {}),
     }
 

@@ -114,6 +114,12 @@ OPTIONS: tuple[Option, ...] = (
         help="what the processes compute on; default: auto",
     ),
     Option(
+        name="xla_spmd",
+        kind="flag",
+        group="start",
+        help="on xla: one process computes on all devices, each batch is divided over them",
+    ),
+    Option(
         name="module",
         kind="flag",
         flags=("-m",),

@@ -61,6 +61,7 @@ class Plan:
         retry: `auto` starts no failure again that would only repeat itself, `always` does.
         monitor_interval_s: How often the agent looks at its workers.
         role: The workers' role in torch elastic.
+        xla_spmd: Whether one process computes on all XLA devices.
         smoke: Whether it is a smoke test: a few iterations, checks, and nothing is kept.
         virtual_local_rank: Whether every worker has local rank 0 and sees its own GPU only.
         placement: What a scheduler said about this process, or None.
@@ -86,6 +87,7 @@ class Plan:
     retry: str = "auto"
     monitor_interval_s: float = 0.1
     role: str = "default"
+    xla_spmd: bool = False
     smoke: bool = False
     virtual_local_rank: bool = False
     placement: Placement | None = None
@@ -191,6 +193,7 @@ class _Resolution:
             retry=retry or "auto",
             monitor_interval_s=interval,
             role=role or "default",
+            xla_spmd="xla_spmd" in self.found,
             smoke=smoke,
             virtual_local_rank=virtual,
             placement=draft.placement,

@@ -72,6 +72,8 @@ def _xla_device(environment: WorkerEnvironment) -> torch.device:
         raise RuntimeStateError(
             f"Device xla works with one process only in distrain {_version()}, and there are {environment.world_size}."
         )
+    if environment.xla_spmd:
+        xla.use_spmd()
     return xla.device()
 
 

@@ -17,6 +17,7 @@ from distrain.rundir import ENV_RUN_DIR, ENV_SMOKE
 __all__ = [
     "DEVICE_TYPES",
     "ENV_DEVICE",
+    "ENV_XLA_SPMD",
     "PLACEMENT",
     "WorkerEnvironment",
     "num_restarts",
@@ -26,6 +27,9 @@ __all__ = [
 
 ENV_DEVICE = "DISTRAIN_DEVICE"
 """The environment variable that carries the launcher's `--device`."""
+
+ENV_XLA_SPMD = "DISTRAIN_XLA_SPMD"
+"""The environment variable that carries the launcher's `--xla-spmd`."""
 
 DEVICE_TYPES = ("auto", "cpu", "cuda", "xla")
 
@@ -45,6 +49,7 @@ class WorkerEnvironment:
         local_world_size: Number of processes on this node.
         device: One of `DEVICE_TYPES`.
         run_dir: The run directory of the launcher, or None.
+        xla_spmd: Whether this process is to use all XLA devices as one.
     """
 
     launched: bool = False
@@ -54,6 +59,7 @@ class WorkerEnvironment:
     local_world_size: int = 1
     device: str = "auto"
     run_dir: Path | None = None
+    xla_spmd: bool = False
 
 
 def read_environment(environ: Mapping[str, str] | None = None) -> WorkerEnvironment:
@@ -77,7 +83,11 @@ def read_environment(environ: Mapping[str, str] | None = None) -> WorkerEnvironm
     run_dir = environ.get(ENV_RUN_DIR)
     if run_dir and not os.path.isabs(run_dir):
         raise UsageError(f"{ENV_RUN_DIR} is {run_dir!r}; it must be an absolute path, the same on every rank.")
-    common = {"device": device, "run_dir": Path(run_dir) if run_dir else None}
+    common = {
+        "device": device,
+        "run_dir": Path(run_dir) if run_dir else None,
+        "xla_spmd": environ.get(ENV_XLA_SPMD, "").lower() in ("1", "true", "yes", "on"),
+    }
 
     found = [name for name in PLACEMENT if environ.get(name)]
     if not any(name in found for name in PLACEMENT[:4]):

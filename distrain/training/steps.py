@@ -18,6 +18,7 @@ from distrain.training import mechanisms
 from distrain.training.apex_amp import import_apex_amp
 from distrain.training.batches import prepare_batch as _prepare_batch
 from distrain.training.precision import autocast, checked_dtype
+from distrain.training.spmd import over_all_devices
 from distrain.training.training_step import TrainingStep, training_step
 from distrain.training.window import checked_num_micro
 from distrain.training.wrapping import ddp_of, device_of
@@ -213,7 +214,7 @@ def supervised_training_step_tpu(  # noqa: PLR0917  # the reference's order
         model,
         optimizer,
         loss_fn,
-        lambda batch: prepare_batch(batch, device=device, non_blocking=non_blocking),
+        over_all_devices(lambda batch: prepare_batch(batch, device=device, non_blocking=non_blocking)),
         model_fn,
         model_transform,
         output_transform,
@@ -234,6 +235,8 @@ def supervised_evaluation_step(  # noqa: PLR0917  # the reference's order
 ) -> Step:
     """Return the evaluation step in the parameters' precision; see `create_supervised_evaluator` for the arguments."""
     on_xla = _compute_device(device, model).type == "xla"
+    if on_xla:
+        prepare_batch = over_all_devices(prepare_batch)
 
     def step(engine: Engine, batch: Any) -> Any:  # noqa: ARG001  # the engine's interface
         model.eval()
