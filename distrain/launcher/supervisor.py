@@ -13,12 +13,14 @@ import math
 import os
 import secrets
 import selectors
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from distrain.launcher.node_run_dir import open_run_dir
 from distrain.launcher.outcome import Outcome, exit_code_of
 from distrain.launcher.retry import Blow, why_not_again
 from distrain.launcher.shared_memory import free_and_size, shortage
+from distrain.launcher.smoke import EXIT_FAILED, SmokeTest
 from distrain.launcher.starting import agent_job, start_server
 from distrain.launcher.vigil import Standstill, Vigil
 from distrain.plan.environment import shared_variables
@@ -78,6 +81,24 @@ def run(plan: Plan, *, environ: Mapping[str, str]) -> int:
             f"device xla: torch_xla is not installed for {sys.executable}; pip install 'distrain[xla]' brings it with "
             "the torch that fits it."
         )
+    if plan.smoke:
+        return _run_smoke_test(plan, environ)
+    return _run(plan, environ)
+
+
+def _run_smoke_test(plan: Plan, environ: Mapping[str, str]) -> int:
+    """Carry out a smoke test, in a run directory that is kept only for somebody to look why it failed."""
+    folder = Path(tempfile.mkdtemp(prefix=f"distrain-smoke-{plan.name}-"))
+    code = None
+    try:
+        code = _run(replace(plan, run_dir=folder), environ)
+    finally:
+        if code != EXIT_FAILED:
+            shutil.rmtree(folder, ignore_errors=True)
+    return code
+
+
+def _run(plan: Plan, environ: Mapping[str, str]) -> int:
     warnings: list[str] = []
     shared_memory = free_and_size()
     if shared_memory is not None and (short := shortage(*shared_memory, plan.nproc)):
@@ -116,6 +137,7 @@ class _Supervisor:
         self._vigil = Vigil(plan.nproc, record.rundir, plan.hang_timeout)
         self._host = socket.gethostname()
         self._outcome = Outcome(record.rundir, self._vigil)
+        self._smoke = SmokeTest(record.rundir, plan.nproc, plan.program.target) if plan.smoke else None
         self._report: Report | None = None
         self._ends_at_sigquit = "SIGQUIT" in plan.signals and plan.settings["signals_to_handle"].origin != "default"
         self._hung_attempt = -1
@@ -140,6 +162,8 @@ class _Supervisor:
             try:
                 self._start()
                 self._watch(wake_fd)
+                if self._smoke:
+                    self._smoke.note_left({*spare, self._server.pid, self._agent_pid})
             finally:
                 stuck = kill_descendants(spare=spare)
         if self._terminal:
@@ -166,7 +190,8 @@ class _Supervisor:
             status="running",
         )
         self._record.event("run_started", {"run_dir": str(self._rundir.root)})
-        self._say(f"{headline(plan)} · run directory {as_typed(self._rundir.root)}")
+        kept = "smoke test" if self._smoke else f"run directory {as_typed(self._rundir.root)}"
+        self._say(f"{headline(plan)} · {kept}")
         if self._record.former_owner:
             self._warnings.append(
                 f"an earlier incarnation of this run still lives ({self._record.former_owner}); it writes no "
@@ -271,10 +296,16 @@ class _Supervisor:
 
     def _on_agent_failed(self, _message: dict[str, Any]) -> None:
         """The attempt has failed, and all its workers have ended: say whether another one makes sense."""
+        if self._smoke and self._smoke.begins_again():
+            self._say(f"starting all ranks again from the checkpoint after iteration {self._smoke.saved_at()}")
+            self._control.send("verdict", retry=True, report=None)
+            return
         self._report = self._outcome.failure()
         assert self._report is not None
         blow = self._outcome.blow(self._report)
-        if self._plan.max_restarts > 0 and self._plan.retry != "always":
+        if self._smoke:
+            self._not_retried = "a smoke test has failed"
+        elif self._plan.max_restarts > 0 and self._plan.retry != "always":
             self._not_retried = why_not_again(blow, self._blow)
         self._blow = blow
         self._control.send("verdict", retry=self._not_retried is None, report=to_json(self._report))
@@ -299,7 +330,7 @@ class _Supervisor:
     def _tell_restart(self) -> None:
         failure, self._report = self._report or self._outcome.failure(), None
         elsewhere, self._began_elsewhere = self._began_elsewhere, False
-        if failure is not None and not elsewhere:
+        if failure is not None and not elsewhere and not self._smoke:
             self._say(f"attempt {failure.root_cause.attempt} failed, starting the next · {report.summary(failure)}")
 
     # Standstills.
@@ -375,6 +406,8 @@ class _Supervisor:
 
     def _conclude(self) -> int:
         """Say how the run ended, write it down and return the exit code."""
+        if self._smoke and self._stopped_by is None:
+            return self._conclude_smoke_test(self._smoke)
         where = f"run directory {as_typed(self._rundir.root)}"
         took = f"{time.monotonic() - self._began_s:.1f} s"
         failure = self._report or self._outcome.failure()
@@ -412,6 +445,24 @@ class _Supervisor:
             self._say(f"failed after {took} · exit code {code} · {where}")
         self._record.event("run_ended", {"status": status, "exit_code": code})
         self._record.update(status=status, exit_code=code, ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+        return code
+
+    def _conclude_smoke_test(self, smoke: SmokeTest) -> int:
+        """Say what came of a smoke test, and return the exit code."""
+        failure = self._report or self._outcome.failure()
+        trouble = self._agent_report.get("outcome", "")
+        if self._broken:
+            trouble = self._broken[0].splitlines()[0]
+            self._say("\n".join([*self._broken, *tail_lines(self._rundir.launcher_log, _LAUNCHER_LOG_LINES)]))
+        elif trouble == "succeeded":
+            trouble = ""
+        elif failure is not None and not self._outcome.is_preempted():
+            trouble = report.summary(failure)
+            self._show(failure)
+        code = smoke.conclude(trouble)
+        self._say(smoke.text(time.monotonic() - self._began_s))
+        if code:
+            self._say(f"exit code {code} · logs and findings: {self._rundir.root}")
         return code
 
     def _show(self, failure: Report) -> None:
