@@ -101,7 +101,8 @@ def test_a_rank_that_fails_ends_at_once_with_its_own_exit_code(tmp_path, how, st
 @pytest.mark.parametrize(
     ("body", "num_ranks"),
     [
-        ("in_with", 4),
+        ("in_with", 2),
+        pytest.param("in_with", 4, marks=pytest.mark.deep),
         pytest.param("with_slow_peers", 3, marks=pytest.mark.deep),
         pytest.param("at_exit", 2, marks=pytest.mark.deep),
     ],
