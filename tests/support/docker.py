@@ -57,7 +57,7 @@ class Engine:
         """Run `docker` with words."""
         return run(["docker", *words], env=self.env, deadline_s=deadline_s)
 
-    def shell(self, line: str, *, cwd: Path, deadline_s: float = 110) -> Finished:
+    def shell(self, line: str, *, cwd: Path, deadline_s: float = 200) -> Finished:
         """Run a line of a shell, as a user types it."""
         return run(["bash", "-c", line], env=self.env, cwd=cwd, deadline_s=deadline_s)
 
@@ -84,11 +84,11 @@ class Container:
         finished = self.engine("logs", self.name).check()
         return finished.stdout + finished.stderr
 
-    def wait_for(self, text: str, deadline_s: float = 60) -> None:
+    def wait_for(self, text: str, deadline_s: float = 120) -> None:
         """Return once it has printed a text."""
         wait_until(lambda: text in self.printed(), deadline_s, what=f"{text!r} in {self.name}", poll_s=0.2)
 
-    def exit_code(self, deadline_s: float = 60) -> int:
+    def exit_code(self, deadline_s: float = 120) -> int:
         """Wait for its end and return its exit code."""
         return int(self.engine("wait", self.name, deadline_s=deadline_s).check().stdout)
 
