@@ -89,10 +89,6 @@ class Outcome:
         """Whether every worker of the present attempt was asked to end and has saved its state."""
         return bool(self._exits) and {end.exit_code for end in self._exits} == {EXIT_PREEMPTED}
 
-    def has_begun(self) -> bool:
-        """Whether a worker of the present attempt has shown progress, or may have made some that nobody could see."""
-        return any(end.rank not in self._beats or self._beats[end.rank].beats for end in self._exits)
-
     def hung(self, hang: Hang, standstill: Standstill) -> None:
         """Note that the present attempt is ended because it hangs."""
         self._hang = (hang, standstill)

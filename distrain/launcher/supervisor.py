@@ -359,7 +359,7 @@ class _Supervisor:
                 f"preempted after {took}, the state is saved; the same --run-dir goes on from there · exit code {code} "
                 f"· {where}"
             )
-        elif self._scheduler.ended_at_start(self._stopped_by, has_begun=self._outcome.has_begun()):
+        elif self._scheduler.ended_at_start(self._stopped_by, has_begun=self._vigil.has_begun()):
             status, code = "preempted", EXIT_PREEMPTED
             self._say(f"preempted after {took}, before the first step: nothing to save · exit code {code} · {where}")
         elif self._stopped_by is not None:
