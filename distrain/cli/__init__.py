@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from distrain.cli.first_process import end_at_signals, is_first_process
 from distrain.errors import DistrainError, UsageError, did_you_mean
 
 __all__ = ["main"]
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code; 2 for wrong use, which is said in one line on standard error.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    if is_first_process():
+        end_at_signals()
     if not args or args[0] in ("-h", "--help"):
         print(_USAGE.format(commands="\n".join(f"  {name:<13}{what}" for name, what in _COMMANDS.items())), end="")
         return 0 if args else EXIT_USAGE

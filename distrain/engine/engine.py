@@ -55,6 +55,7 @@ _GET_BATCH_STARTED = Events.GET_BATCH_STARTED
 _GET_BATCH_COMPLETED = Events.GET_BATCH_COMPLETED
 _ITERATION_STARTED = Events.ITERATION_STARTED
 _ITERATION_COMPLETED = Events.ITERATION_COMPLETED
+_EVENTS_OF_ITERATIONS = (_GET_BATCH_STARTED, _GET_BATCH_COMPLETED, _ITERATION_STARTED, _ITERATION_COMPLETED)
 
 
 class _TerminateRun(Exception):  # noqa: N818  # a turn in the loop, not an error
@@ -564,9 +565,11 @@ class Engine(EventSource):
         table, process = self._event_handlers, self._process_function
         is_overridden = type(self)._fire_event is not EventSource._fire_event  # noqa: SLF001  # our own base class
         is_watched = is_overridden or self.logger.isEnabledFor(logging.DEBUG)
-        fire = self._fire_watched if is_watched else self._fire_plainly
-        stamp = engine_stamp()
-        timer, clock = self.timer, time.monotonic
+        fire: Callable[[Events], None] = self._fire_event if is_watched else self._fire_plainly
+        # While one of these is empty it is the table's own, see HandlerTable; asking it is cheaper than looking it up.
+        on_get, on_got, on_start, on_done = (is_watched or table[event] for event in _EVENTS_OF_ITERATIONS)
+        stamp, timer, clock = engine_stamp(), self.timer, time.monotonic
+        is_stamped = stamp is not None or timer is not None
         count, self._init_iter = self._init_iter or 0, None
         done_before = count
         self._before_epoch = self.state.iteration - count
@@ -577,12 +580,13 @@ class Engine(EventSource):
                 state.batch = None
                 has_data = state.dataloader is not None
                 if has_data and not is_restarted:
-                    if (entries := table["GET_BATCH_STARTED"]) or is_watched:
-                        fire(_GET_BATCH_STARTED, entries)
+                    # An event that nobody hears is named all the same where other code of the user's can look next.
+                    if on_get or self._signalled:
+                        fire(_GET_BATCH_STARTED)
+                        if self._signalled:
+                            yield from self._obey_signals()
                     else:
                         self.last_event_name = _GET_BATCH_STARTED
-                    if self._signalled:
-                        yield from self._obey_signals()
                 try:
                     state.batch = next(self._dataloader_iter)  # type: ignore[arg-type]
                 except StopIteration:
@@ -603,34 +607,30 @@ class Engine(EventSource):
                     is_restarted = True
                     continue
                 state.output = None
-                if has_data:
-                    if (entries := table["GET_BATCH_COMPLETED"]) or is_watched:
-                        fire(_GET_BATCH_COMPLETED, entries)
-                    else:
-                        self.last_event_name = _GET_BATCH_COMPLETED
+                if (on_got or self._signalled) and has_data:
+                    fire(_GET_BATCH_COMPLETED)
                     if self._signalled:
                         yield from self._obey_signals()
                 count += 1
                 is_restarted = False
 
                 state.iteration += 1
-                if (entries := table["ITERATION_STARTED"]) or is_watched:
-                    fire(_ITERATION_STARTED, entries)
+                if on_start or self._signalled:
+                    fire(_ITERATION_STARTED)
+                    if self._signalled:
+                        yield from self._obey_signals()
                 else:
                     self.last_event_name = _ITERATION_STARTED
-                if self._signalled:
-                    yield from self._obey_signals()
                 state.output = process(self, state.batch)
-                if stamp is not None:
-                    stamp(state.iteration)
-                if timer is not None and clock() >= timer.due_s:
-                    timer.ring(self)
-                if (entries := table["ITERATION_COMPLETED"]) or is_watched:
-                    fire(_ITERATION_COMPLETED, entries)
-                else:
-                    self.last_event_name = _ITERATION_COMPLETED
-                if self._signalled:
-                    yield from self._obey_signals()
+                if is_stamped:
+                    if stamp is not None:
+                        stamp(state.iteration)
+                    if timer is not None and clock() >= timer.due_s:
+                        timer.ring(self)
+                if on_done or self._signalled:
+                    fire(_ITERATION_COMPLETED)
+                    if self._signalled:
+                        yield from self._obey_signals()
 
                 if count == state.epoch_length:
                     return

@@ -27,8 +27,15 @@ Entry: TypeAlias = tuple[Handler, tuple[Any, ...], dict[str, Any]]
 class HandlerTable(dict[Any, list[Entry]]):
     """The entries of each event. Keys are the names of events, which events are equal to and hashed as.
 
-    A lookup by name is several times cheaper than one by event, and a run makes four in every iteration.
+    A lookup by name is several times cheaper than one by event. A run does without: it holds the lists of the events
+    of its iterations and looks up only those that are not empty. So a list that is empty is never replaced, but filled.
     """
+
+    def __setitem__(self, event: Any, entries: list[Entry]) -> None:
+        if self.get(event) == []:
+            self[event].extend(entries)
+        else:
+            super().__setitem__(event, entries)
 
     def __missing__(self, event: Any) -> list[Entry]:
         entries: list[Entry] = []
@@ -229,13 +236,10 @@ class EventSource:
             first, rest = _resolve(args)
             handler(*first, *event_args, *rest, **kwargs, **event_kwargs)
 
-    def _fire_watched(self, event: Events, entries: list[Entry]) -> None:  # noqa: ARG002  # as _fire_plainly
-        self._fire_event(event)
-
-    def _fire_plainly(self, event: Events, entries: list[Entry]) -> None:
+    def _fire_plainly(self, event: Any) -> None:
         """Fire an event that carries nothing, without the debug log: what a run calls in its iterations."""
         self.last_event_name = event
-        for attached, args, kwargs in entries:
+        for attached, args, kwargs in self._event_handlers[event._name_]:
             handler = attached
             if type(attached) is FilteredHandler:
                 attribute = attached.attribute or attached.find_attribute()

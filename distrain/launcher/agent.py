@@ -112,7 +112,7 @@ def _run(job: AgentJob, channel: Channel, blocked: Iterable[signal.Signals]) -> 
         return 1
     except SignalException as error:
         if joining:
-            joining.left(int(error.sigval))
+            joining.stopped(int(error.sigval))
         channel.send("report", outcome="signalled", signal=int(error.sigval))
         return 128 + int(error.sigval)
     except LaunchError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import secrets
@@ -16,7 +17,7 @@ from torch.distributed.elastic.rendezvous.api import rendezvous_handler_registry
 
 import distrain
 from distrain.launcher.facts import Facts
-from distrain.launcher.joined_workers import joined_starter
+from distrain.launcher.joined_workers import JoinedWorkers, joined_starter
 from distrain.launcher.meeting_place import MeetingPlace
 from distrain.launcher.membership import EndedElsewhereError
 from distrain.launcher.nodes import BACKEND, NodesRendezvous
@@ -59,6 +60,7 @@ class Joining:
         self._meeting = Meeting(**job.meeting)
         self._nodes: NodesRendezvous | None = None
         self._place: MeetingPlace | None = None
+        self._workers: JoinedWorkers | None = None
         rendezvous_handler_registry.register(BACKEND, self._make_handler)
 
     def settings(self) -> dict[str, Any]:
@@ -81,7 +83,13 @@ class Joining:
             assert self._nodes is not None
             return self._nodes
 
-        return joined_starter(self._channel, self._job, self._logs, nodes)
+        start = joined_starter(self._channel, self._job, self._logs, nodes)
+
+        def start_processes(**options: Any) -> JoinedWorkers:
+            self._workers = start(**options)
+            return self._workers
+
+        return start_processes
 
     def _make_handler(self, parameters: RendezvousParameters) -> RendezvousHandler:
         self._place = MeetingPlace(self._meeting, self._facts(), door=self._job.door, say=self._say)
@@ -151,6 +159,18 @@ class Joining:
             self._place.watch.tell("failed", token=token, text=failure[0], exit_code=failure[1], report=report)
             self._place.watch.tell("leave", how="has left")
             self._place.watch.drain()
+
+    def stopped(self, number: int) -> None:
+        """This node was asked to end by a signal.
+
+        When its ranks have saved their state, those of the others have stopped after the same step and are about to
+        end too, by themselves: they are not to be ended for want of this node.
+        """
+        if self._workers is None or not self._workers.have_saved():
+            self.left(number)
+            return
+        with contextlib.suppress(EndedElsewhereError):  # it is known already how this node's ranks ended
+            self.succeeded()
 
     def left(self, why: int | Exception) -> None:
         """This node ends for a reason of its own: a signal, or an error."""

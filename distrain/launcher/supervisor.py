@@ -31,6 +31,7 @@ from distrain.launcher.node_run_dir import open_run_dir
 from distrain.launcher.outcome import Outcome, exit_code_of
 from distrain.launcher.retry import Blow, why_not_again
 from distrain.launcher.scheduler_signals import SchedulerSignals
+from distrain.launcher.shared_memory import free_and_size, shortage
 from distrain.launcher.starting import agent_job, start_server
 from distrain.launcher.vigil import Standstill, Vigil
 from distrain.plan.environment import shared_variables
@@ -40,7 +41,7 @@ from distrain.rundir import ENV_LAUNCH_ID, ENV_RUN_DIR, as_typed, write_atomic
 from distrain.supervision import report
 from distrain.supervision.failure import Report, from_json, to_json
 from distrain.supervision.logs import Console, PseudoTerminal, tail_lines
-from distrain.supervision.reaping import adopt_orphans, descendants, kill_descendants
+from distrain.supervision.reaping import adopt_orphans, descendants, kill_descendants, reap
 from distrain.supervision.record import RunRecord
 
 __all__ = ["run"]
@@ -77,6 +78,9 @@ def run(plan: Plan, *, environ: Mapping[str, str]) -> int:
             "the torch that fits it."
         )
     warnings: list[str] = []
+    shared_memory = free_and_size()
+    if shared_memory is not None and (short := shortage(*shared_memory, plan.nproc)):
+        warnings.append(short)
     door = None if plan.meeting is None else precheck.open_door(plan.meeting, warnings.append)
     record, shared = open_run_dir(plan, is_head=door is not None)
     try:
@@ -203,6 +207,8 @@ class _Supervisor:
                 if self._control.fileno() in ready:
                     self._listen()
                 self._look_for_a_hang()
+                for _ in reap():  # what was handed to us: as the first process of a container we get every orphan
+                    pass
 
     def _listen(self) -> None:
         for message in self._control.receive():

@@ -136,10 +136,14 @@ class WarmWorkers(PContext):
         """
         if set(self._exit_codes.values()) != {EXIT_PREEMPTED}:
             return False
-        if len(self._exit_codes) == self.nprocs:
+        if self.have_saved():
             raise PreemptedError("all ranks were asked to end and have saved their state")
         self._stopping_s = self._stopping_s or time.monotonic()
         return time.monotonic() - self._stopping_s < self._job.grace_s
+
+    def have_saved(self) -> bool:
+        """Whether all workers were asked to end, and have ended with their state saved."""
+        return len(self._exit_codes) == self.nprocs and set(self._exit_codes.values()) == {EXIT_PREEMPTED}
 
     def _poll(self) -> RunProcsResult | None:
         self._listen(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,26 +37,32 @@ def available_cpus(root: Path = Path("/")) -> int:
 
 
 def _cgroup_quota(root: Path) -> float | None:
-    """Return the tightest CPU quota from our control group (version 2) up to the root, in CPUs."""
-    base = root / "sys/fs/cgroup"
+    """Return the tightest CPU quota from our control group up to the root, in CPUs.
+
+    A container sees its own group as the root of the hierarchy; of version 1 it is told a path from outside, which is
+    not there.
+    """
     try:
-        entries = (root / "proc/self/cgroup").read_text().splitlines()
+        entries = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
     except OSError:
         return None
-    ours = next((line[3:] for line in entries if line.startswith("0::")), "/").strip("/")
     quotas = []
-    group = base / ours
-    while True:
-        try:
-            limit, period = (group / "cpu.max").read_text().split()
-            if limit != "max":
-                quotas.append(int(limit) / int(period))
-        except (OSError, ValueError):
-            pass
-        if group == base or base not in group.parents:
-            break
-        group = group.parent
+    for _, controllers, ours in (entry for entry in entries if len(entry) == 3):
+        base = root / "sys/fs/cgroup" / controllers
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        group = base / ours.strip("/")
+        quotas += [quota for folder in (group, *group.parents) if (quota := _quota_of(folder)) is not None]
     return min(quotas, default=None)
+
+
+def _quota_of(group: Path) -> float | None:
+    """Return the quota of one control group, of version 2 or 1, in CPUs."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError):
+            limit, period = " ".join((group / name).read_text() for name in names).split()
+            return int(limit) / int(period) if limit not in ("max", "-1") else None
+    return None
 
 
 def visible_gpus(environ: Mapping[str, str], root: Path = Path("/")) -> int:

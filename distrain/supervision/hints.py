@@ -135,8 +135,13 @@ _ROWS = (
     ),
     # Disk and permissions.
     _Row(
+        r"RuntimeError",
+        r"DataLoader worker .*Bus error|out of shared memory|unable to (?:open|allocate) shared memory",
+        _SHM,
+    ),
+    _Row(
         r".*",
-        r"\[Errno 28\]|No space left on device|ENOSPC",
+        r"(?m)^(?!.*shared memory).*(?:\[Errno 28\]|No space left on device|ENOSPC)",
         "The disk is full, or out of inodes: see `df -h` and `df -i` for the run directory, the checkpoints "
         "and /tmp; keep fewer checkpoints (Checkpointer(keep=…)).",
     ),
@@ -162,11 +167,6 @@ _ROWS = (
         "The network disk was remounted, or another host replaced the file.",
     ),
     # DataLoader.
-    _Row(
-        r"RuntimeError",
-        r"DataLoader worker .*Bus error|out of shared memory|unable to (?:open|allocate) shared memory",
-        _SHM,
-    ),
     _Row(
         r"RuntimeError",
         r"DataLoader worker .*killed by signal: Killed",

@@ -43,7 +43,9 @@ class Mechanism:
         leave_out: Called in place of `step` when a window's step is left out.
         settle: Called before `step` in a window that ended without such a later one.
         region: Surrounds the forward pass and the loss; None where nothing does.
-        finish: Called at the end of each micro-batch, and after a step that the end of an epoch brought.
+        finish: Called at the end of each micro-batch, and after a step that the end of an epoch brought; None where
+            nothing is to do.
+        is_plain: Whether `backward` is `loss.backward()`, `step` is `optimizer.step()`, and there is nothing else.
     """
 
     backward: Callable[[torch.Tensor], None]
@@ -52,7 +54,8 @@ class Mechanism:
     leave_out: Callable[[], None] = _nothing
     settle: Callable[[], None] = _nothing
     region: Region | None = None
-    finish: Callable[[], None] = _nothing
+    finish: Callable[[], None] | None = None
+    is_plain: bool = False
 
 
 def plain(optimizer: Optimizer) -> Mechanism:
@@ -61,7 +64,7 @@ def plain(optimizer: Optimizer) -> Mechanism:
     Args:
         optimizer: The optimizer.
     """
-    return Mechanism(backward=_backward, step=_plain_step(optimizer))
+    return Mechanism(backward=_backward, step=_plain_step(optimizer), is_plain=True)
 
 
 def amp(optimizer: Optimizer, scaler: torch.amp.GradScaler | None, region: Region) -> Mechanism:

@@ -27,11 +27,16 @@ def into_training(model: Any) -> Callable[[], None]:
 
     def into() -> None:
         nonlocal modules
-        if not modules or False in [module.training for module in modules]:
-            model.train()
-            # Found anew after each evaluation, so that modules that came or went are seen.
-            modules = list(model.modules()) if isinstance(model, nn.Module) else []
-            if not all(type(module).train in AS_TORCH_HAS_IT and "train" not in vars(module) for module in modules):
-                modules = []
+        for module in modules:
+            if not module.training:
+                break
+        else:
+            if modules:
+                return
+        model.train()
+        # Found anew after each evaluation, so that modules that came or went are seen.
+        modules = list(model.modules()) if isinstance(model, nn.Module) else []
+        if not all(type(module).train in AS_TORCH_HAS_IT and "train" not in vars(module) for module in modules):
+            modules = []
 
     return into

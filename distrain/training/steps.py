@@ -8,6 +8,7 @@ ours or of ignite's: `Engine(supervised_training_step(model, optimizer, loss_fn)
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -17,6 +18,7 @@ from distrain.runtime import xla
 from distrain.training import mechanisms
 from distrain.training.apex_amp import import_apex_amp
 from distrain.training.batches import prepare_batch as _prepare_batch
+from distrain.training.forward import call_model, forward_of, same
 from distrain.training.precision import autocast, checked_dtype
 from distrain.training.training_step import TrainingStep, training_step
 from distrain.training.window import checked_num_micro
@@ -69,16 +71,6 @@ def prediction_and_target(x: Any, y: Any, y_pred: Any) -> tuple[Any, Any]:  # no
     return y_pred, y
 
 
-def same(output: Any) -> Any:
-    """Give the model's output as it is: the default `model_transform`."""
-    return output
-
-
-def call_model(model: nn.Module, x: Any) -> Any:
-    """Call the model with the input: the default `model_fn`."""
-    return model(x)
-
-
 def supervised_training_step(  # noqa: PLR0917  # the reference's order
     model: nn.Module,
     optimizer: Optimizer,
@@ -97,7 +89,7 @@ def supervised_training_step(  # noqa: PLR0917  # the reference's order
         model,
         optimizer,
         loss_fn,
-        lambda batch: prepare_batch(batch, device=device, non_blocking=non_blocking),
+        partial(prepare_batch, device=device, non_blocking=non_blocking),
         model_fn,
         model_transform,
         output_transform,
@@ -132,7 +124,7 @@ def supervised_training_step_amp(  # noqa: PLR0917  # the reference's order
         model,
         optimizer,
         loss_fn,
-        lambda batch: prepare_batch(batch, device=device, non_blocking=non_blocking),
+        partial(prepare_batch, device=device, non_blocking=non_blocking),
         model_fn,
         model_transform,
         output_transform,
@@ -166,7 +158,7 @@ def supervised_training_step_apex(  # noqa: PLR0917  # the reference's order
         model,
         optimizer,
         loss_fn,
-        lambda batch: prepare_batch(batch, device=device, non_blocking=non_blocking),
+        partial(prepare_batch, device=device, non_blocking=non_blocking),
         model_fn,
         model_transform,
         output_transform,
@@ -213,7 +205,7 @@ def supervised_training_step_tpu(  # noqa: PLR0917  # the reference's order
         model,
         optimizer,
         loss_fn,
-        lambda batch: prepare_batch(batch, device=device, non_blocking=non_blocking),
+        partial(prepare_batch, device=device, non_blocking=non_blocking),
         model_fn,
         model_transform,
         output_transform,
@@ -234,12 +226,13 @@ def supervised_evaluation_step(  # noqa: PLR0917  # the reference's order
 ) -> Step:
     """Return the evaluation step in the parameters' precision; see `create_supervised_evaluator` for the arguments."""
     on_xla = _compute_device(device, model).type == "xla"
+    forward = forward_of(model, model_fn, model_transform)
 
     def step(engine: Engine, batch: Any) -> Any:  # noqa: ARG001  # the engine's interface
         model.eval()
         with torch.no_grad():
             x, y = prepare_batch(batch, device=device, non_blocking=non_blocking)
-            y_pred = model_transform(model_fn(model, x))
+            y_pred = forward(x)
             if on_xla:
                 # Metrics that add up on the device would make one graph of the whole evaluation.
                 xla.sync()

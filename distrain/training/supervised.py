@@ -12,13 +12,12 @@ from distrain.engine import Engine, Events
 from distrain.runtime import xla
 from distrain.training.apex_amp import ApexLossScales
 from distrain.training.batches import prepare_batch as _prepare_batch
+from distrain.training.forward import call_model, same
 from distrain.training.nonfinite import NonFinitePolicy
 from distrain.training.precision import check_amp_mode, checked_dtype, choose_scaler
 from distrain.training.steps import (
-    call_model,
     loss_item,
     prediction_and_target,
-    same,
     supervised_evaluation_step,
     supervised_evaluation_step_amp,
     supervised_training_step,

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from distrain.training.checks import positive_number
+from distrain.training.forward import forward_of
 from distrain.training.modes import into_training
 from distrain.training.nonfinite import NonFiniteGuard, NonFinitePolicy, guard
 from distrain.training.window import AccumulationWindow, Tail
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from distrain.engine import Engine
-    from distrain.training.mechanisms import Mechanism
+    from distrain.training.mechanisms import Mechanism, Region
 
 __all__ = ["StepExtras", "TrainingStep", "training_step"]
 
@@ -113,18 +114,9 @@ def training_step(  # noqa: PLR0917  # for `steps` only, where each is named
     ddp = ddp_of(model)
     no_sync = None if ddp is None or num_micro == 1 else _no_sync(ddp)
     backward, finish, train_mode = mechanism.backward, mechanism.finish, into_training(model)
-    accumulate = mechanism.accumulate or backward
-
-    def compute(x: Any, y: Any) -> tuple[Any, torch.Tensor]:
-        y_pred = model_transform(model_fn(model, x))
-        return y_pred, loss_fn(y_pred, y)
-
-    if mechanism.region is not None:
-        compute = mechanism.region(compute)
-
-    def zero_grad() -> None:
-        # Optimizers of other libraries have a zero_grad without this argument.
-        optimizer.zero_grad() if set_to_none else optimizer.zero_grad(set_to_none=False)
+    accumulate, forward = mechanism.accumulate or backward, forward_of(model, model_fn, model_transform)
+    compute = _computation(forward, loss_fn, mechanism.region)
+    zero_grad = _zero_grad(optimizer, set_to_none=set_to_none)
 
     def step(engine: Engine, batch: Any) -> Any:
         """Take a step where each micro-batch is a window: nothing needs to be counted."""
@@ -136,7 +128,8 @@ def training_step(  # noqa: PLR0917  # for `steps` only, where each is named
         if finite is not None:
             finite.note(loss, 1)
         update(engine)
-        finish()
+        if finish is not None:
+            finish()
         return output_transform(x, y, y_pred, loss)
 
     def learn(x: Any, y: Any, backward: Callable[[torch.Tensor], None]) -> tuple[Any, torch.Tensor]:
@@ -160,14 +153,61 @@ def training_step(  # noqa: PLR0917  # for `steps` only, where each is named
             finite.note(loss, window.held)
         if closes:
             update(engine)
-        finish()
+        if finish is not None:
+            finish()
         return output_transform(x, y, y_pred, loss)
 
+    function: Callable[[Engine, Any], Any] = step if num_micro == 1 else step_in_window
+    if mechanism.is_plain and num_micro == 1 and set_to_none and finite is None and max_grad_norm is None:
+        function = _plain_step(optimizer, loss_fn, prepare, train_mode, forward, output_transform)
     return TrainingStep(
-        function=step if num_micro == 1 else step_in_window,
+        function=function,
         window=window,
         end_epoch=_end_epoch(window, update, ddp, mechanism),
     )
+
+
+def _plain_step(  # noqa: PLR0917  # the parts in the order of their use
+    optimizer: Optimizer,
+    loss_fn: Callable[..., torch.Tensor],
+    prepare: Callable[[Any], tuple[Any, Any]],
+    train_mode: Callable[[], None],
+    forward: Callable[[Any], Any],
+    output_transform: Callable[[Any, Any, Any, torch.Tensor], Any],
+) -> Callable[[Engine, Any], Any]:
+    """Return the step where nothing surrounds its calls and nothing is to decide: those calls and none between them."""
+
+    def step(engine: Engine, batch: Any) -> Any:  # noqa: ARG001  # the engine's interface
+        optimizer.zero_grad()
+        train_mode()
+        x, y = prepare(batch)
+        y_pred = forward(x)
+        loss = loss_fn(y_pred, y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return output_transform(x, y, y_pred, loss)
+
+    return step
+
+
+def _zero_grad(optimizer: Optimizer, *, set_to_none: bool) -> Callable[[], None]:
+    def zero_grad() -> None:
+        # Optimizers of other libraries have a zero_grad without this argument.
+        optimizer.zero_grad() if set_to_none else optimizer.zero_grad(set_to_none=False)
+
+    return zero_grad
+
+
+def _computation(
+    forward: Callable[[Any], Any], loss_fn: Callable[..., torch.Tensor], region: Region | None
+) -> Callable[[Any, Any], tuple[Any, torch.Tensor]]:
+    """Return the function from input and target to prediction and loss."""
+
+    def compute(x: Any, y: Any) -> tuple[Any, torch.Tensor]:
+        y_pred = forward(x)
+        return y_pred, loss_fn(y_pred, y)
+
+    return compute if region is None else region(compute)
 
 
 def _update(
@@ -207,7 +247,8 @@ def _end_epoch(
         elif window.tail == "flush" and (window.held if ddp is None else window.reduce(ddp)):
             mechanism.settle()
             update(engine)
-            mechanism.finish()
+            if mechanism.finish is not None:
+                mechanism.finish()
 
     return end_epoch
 

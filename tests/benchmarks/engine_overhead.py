@@ -1,6 +1,6 @@
 """What an iteration costs in our engine and in our trainer, beside hand-written loops and the trainers of others.
 
-    python tests/benchmarks/engine_overhead.py [--iterations 200] [--rounds 150] [--only trainer]
+    python tests/benchmarks/engine_overhead.py [--iterations 1000] [--rounds 30] [--only trainer]
 
 Four tables.
 
@@ -484,10 +484,10 @@ def main() -> None:
     parser.add_argument(
         "--iterations",
         type=int,
-        default=200,
+        default=1000,
         help=f"of the tiny model in a round, {NUM_EMPTY} times as many of what computes nothing; default %(default)s",
     )
-    parser.add_argument("--rounds", type=int, default=150, help="rounds, default %(default)s")
+    parser.add_argument("--rounds", type=int, default=30, help="rounds, default %(default)s")
     titles = ("empty step", "nothing but calls", "trainer", *PEERS)
     parser.add_argument("--only", choices=titles, help="this table alone; default: all of them")
     options = parser.parse_args()

@@ -268,3 +268,13 @@ def test_an_exception_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR, logger=engine.logger.name), pytest.raises(ZeroDivisionError):
         engine.run([1])
     assert len(caplog.records) == 1
+
+
+def test_a_list_of_handlers_that_another_library_puts_in_place_is_heard_at_once():
+    def step(engine, batch):
+        if engine.state.iteration == 2:
+            engine._event_handlers[Events.ITERATION_COMPLETED] = [(lambda: heard.append(engine.state.batch), (), {})]
+
+    heard, engine = [], Engine(step)
+    engine.run([1, 2, 3])
+    assert heard == [2, 3]

@@ -112,8 +112,8 @@ CASES = {
     ),
 }
 
-ALWAYS = ("script", "package")
-"""The cases of every test run; the others are deep."""
+ALWAYS = ("script",)
+"""The case of every test run; the others are deep."""
 
 SAME = [(name, section) for name, case in CASES.items() for section in case.sections if section != "distinct"]
 
@@ -495,6 +495,7 @@ def endings(tmp_path_factory: pytest.TempPathFactory) -> Endings:
     return Endings(tmp_path_factory.mktemp("endings"))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ENDINGS)
 def test_a_worker_ends_as_a_plain_interpreter_does(endings: Endings, name: str) -> None:
     plain, launched = endings.plain[name], endings.launched[name]
@@ -508,6 +509,7 @@ def test_a_worker_ends_as_a_plain_interpreter_does(endings: Endings, name: str) 
     assert launched == plain
 
 
+@pytest.mark.deep
 def test_the_endings_are_of_both_kinds(endings: Endings) -> None:
     assert len(endings.failing) > 20
     assert len(endings.succeeding) > 10

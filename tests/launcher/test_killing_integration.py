@@ -34,6 +34,9 @@ if __name__ == "__main__":
 
 ENDS_S = 20
 
+KILLS = int(os.environ.get("DISTRAIN_TEST_KILLS", "25"))
+"""How often each kind is killed in the deep tests."""
+
 
 def of_the_run(pid: int, known: set[int]) -> set[int]:
     """Return what lives of a run now; who has lost its parent is a child of this process, the reaper of orphans."""
@@ -57,8 +60,8 @@ def kill_and_look(live, victim: int, known: set[int]) -> None:
     assert not any(is_alive(pid) for pid in tree)
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("count", [2, pytest.param(25, marks=pytest.mark.deep)])
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("count", [2, pytest.param(KILLS, marks=pytest.mark.deep)])
 def test_the_supervisor_is_killed_at_any_moment(tmp_path, family, count):
     """From its first breath to the middle of the training: 0 to 5 seconds."""
     draw = random.Random(count)
@@ -72,7 +75,7 @@ def test_the_supervisor_is_killed_at_any_moment(tmp_path, family, count):
 
 @pytest.mark.deep
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("count", [25])
+@pytest.mark.parametrize("count", [KILLS])
 def test_any_member_of_the_run_is_killed_at_any_moment(tmp_path, family, count):
     """A grandchild alone may die without the run noticing; then the next one is drawn."""
     draw = random.Random(count)

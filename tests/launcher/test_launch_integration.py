@@ -115,8 +115,8 @@ def test_the_failure_report_names_the_rank_and_shows_its_traceback(tmp_path, scr
     [
         ("import sys; sys.exit(7)", 7, "exit code 7"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", 128 + 11, "SIGSEGV"),
-        ("import os; os.abort()", 128 + 6, "SIGABRT"),
-        ("import no_such_module_anywhere", 1, "ModuleNotFoundError"),
+        pytest.param("import os; os.abort()", 128 + 6, "SIGABRT", marks=pytest.mark.deep),
+        pytest.param("import no_such_module_anywhere", 1, "ModuleNotFoundError", marks=pytest.mark.deep),
     ],
 )
 def test_the_exit_code_is_that_of_the_root_cause(tmp_path, script, ending, code, kind):
@@ -169,6 +169,7 @@ def test_a_signal_reaches_every_rank_and_ends_the_run(tmp_path, script, sig, cod
         assert json.loads((live.run_dir / "run.json").read_text())["status"] == "interrupted"
 
 
+@pytest.mark.deep
 def test_a_signal_while_ranks_are_being_started_reaches_those_that_run(tmp_path, script):
     with launching("--nproc", "12", script(programs.WAIT_FOR_SIGNALS), cwd=tmp_path) as live:
         live.wait_for_output("waiting")
@@ -201,6 +202,7 @@ def test_a_second_interrupt_ends_ranks_that_do_not_listen(tmp_path, script):
         assert not any(is_alive(pid) for pid in workers)
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_one_signal_ends_the_run_also_when_the_agent_is_stuck(tmp_path, script):
     """Slurm and Kubernetes send SIGTERM once."""
@@ -310,6 +312,7 @@ def test_a_failed_preload_is_said_and_the_run_goes_on(tmp_path, script):
     assert done.stdout == "ran\n"
 
 
+@pytest.mark.deep
 def test_a_fork_server_with_a_second_thread_starts_its_workers_cold(tmp_path, script):
     hook = tmp_path / "hook"
     hook.mkdir()

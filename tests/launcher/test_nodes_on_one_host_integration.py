@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import sys
 import pytest
 
 from tests.support.launching import command, environment
-from tests.support.processes import run
+from tests.support.processes import run, wait_until
 
 pytestmark = pytest.mark.deep
 
@@ -21,6 +22,25 @@ else:
     while not pathlib.Path("first").exists():
         time.sleep(0.05)
     time.sleep(3)
+"""
+
+STOPPED = """
+import atexit, os, sys, time
+import torch, distrain
+
+with distrain.init(seed=0) as world:
+    if world.rank == int(sys.argv[1]):
+        atexit.register(time.sleep, 2)
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model, optimizer = distrain.prepare(model, optimizer)
+    data = torch.utils.data.TensorDataset(torch.ones(10**6, 3), torch.ones(10**6, 1))
+    loader = distrain.dataloader(data, 2)
+    trainer = distrain.create_supervised_trainer(model, optimizer, torch.nn.functional.mse_loss)
+    checkpointer = distrain.Checkpointer(every=10**9)
+    checkpointer.attach(trainer, model=model, optimizer=optimizer, loader=loader)
+    trainer.add_event_handler(distrain.Events.ITERATION_COMPLETED(once=5), lambda: print("on the way", flush=True))
+    trainer.run(loader)
 """
 
 
@@ -41,3 +61,36 @@ sys.exit(max(node.wait() for node in nodes))
     assert done.returncode == 0, done.stderr
     logs = [(tmp_path / "run" / path).read_text() for path in ("launcher.log", "node-1/launcher.log")]
     assert not [log for log in logs if "Traceback" in log]
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_one_node_is_stopped_and_the_other_s_ranks_take_longer_to_end(tmp_path, stopped):
+    """Both have saved the same step, so both are preempted, whichever was asked."""
+    (tmp_path / "train.py").write_text(STOPPED)
+    meet = [
+        "--nnodes",
+        "2",
+        "--device",
+        "cpu",
+        "--rdzv-endpoint",
+        f"127.0.0.1:{free_port()}",
+        "--run-dir",
+        tmp_path / "run",
+    ]
+    whole = {key: value for key, value in {**os.environ, **environment()}.items() if value is not None}
+    logs = [tmp_path / f"node-{rank}.log" for rank in (0, 1)]
+    nodes = []
+    try:
+        for rank, log in enumerate(logs):
+            words = command(*meet, "--log-ranks", "all", "--node-rank", str(rank), "train.py", str(1 - stopped))
+            with log.open("w") as file:
+                nodes.append(subprocess.Popen(words, cwd=tmp_path, env=whole, stdout=file, stderr=file))
+        wait_until(lambda: all("on the way" in log.read_text() for log in logs), 60, what="both ranks train")
+        nodes[stopped].terminate()
+        codes = [node.wait(30) for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+            node.wait()
+    assert codes == [75, 75], [log.read_text() for log in logs]
+    assert all("the state is saved" in log.read_text() for log in logs)

@@ -64,6 +64,20 @@ def test_a_container_s_quota_limits_the_cpus(tmp_path, monkeypatch, limits, expe
     assert detect.available_cpus(machine(tmp_path, group="a/b", limits=limits)) == expected
 
 
+@pytest.mark.parametrize("controllers", ["cpu", "cpu,cpuacct"])
+@pytest.mark.parametrize(("limit", "expected"), [("150000", 1), ("400000", 4), ("-1", 8)])
+def test_a_quota_of_control_groups_of_version_1(tmp_path, monkeypatch, controllers, limit, expected):
+    """Inside a container the group is the root of the hierarchy, and its path is the one outside."""
+    monkeypatch.setattr(detect, "visible_cpus", lambda: 8)
+    root = machine(tmp_path)
+    (root / "proc/self/cgroup").write_text(f"4:memory:/docker/4711\n3:{controllers}:/docker/4711\n0::/docker/4711\n")
+    folder = root / "sys/fs/cgroup" / controllers
+    folder.mkdir(parents=True)
+    (folder / "cpu.cfs_quota_us").write_text(f"{limit}\n")
+    (folder / "cpu.cfs_period_us").write_text("100000\n")
+    assert detect.available_cpus(root) == expected
+
+
 def test_affinity_limits_the_cpus():
     before = os.sched_getaffinity(0)
     try:

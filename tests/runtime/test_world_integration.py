@@ -80,7 +80,12 @@ def test_a_good_exit_leaves_the_world():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "style", "exit_code"), [("error", "with", 1), ("exit", "with", 3), ("exit", "atexit", 3)]
+    ("how", "style", "exit_code"),
+    [
+        pytest.param("error", "with", 1, marks=pytest.mark.deep),
+        ("exit", "with", 3),
+        pytest.param("exit", "atexit", 3, marks=pytest.mark.deep),
+    ],
 )
 def test_a_rank_that_fails_ends_at_once_with_its_own_exit_code(tmp_path, how, style, exit_code):
     done = run_ranks(tmp_path, FAILING, args=[how, style], deadline_s=60)

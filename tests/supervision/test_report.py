@@ -260,6 +260,11 @@ HINTS = [
     ("SIGSEGV", "segmentation fault", "--no-fork-server"),
     ("SIGBUS", "bus error", "/dev/shm"),
     ("OSError", "[Errno 28] No space left on device", "df -h"),
+    (
+        "RuntimeError",
+        "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)",
+        "shm-size",
+    ),
     ("torch.distributed.DistNetworkError", "code: -98, name: EADDRINUSE", "ss -ltnp"),
     ("RuntimeError", "Timed out waiting 2000ms for recv operation to complete", "did not come to the collective"),
     ("Timeout", "did not take part in the collective", "did not come to the collective"),

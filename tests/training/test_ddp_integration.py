@@ -241,6 +241,7 @@ def test_options_of_ddp_accumulate(ranks, name):
         assert each["reductions"] == ([1, 4, 8] if name == "static graph" else [4, 8])
 
 
+@pytest.mark.deep
 def test_a_compiled_ddp_model_does_not_reduce_before_the_last_micro_batch(ranks):
     for each in trained(ddp_scenarios.compiled):
         assert each["reductions"] == [4, 8]
