@@ -14,12 +14,17 @@ from distrain.cli.parsing import Parser, add_launch_options, add_program, progra
 from distrain.errors import UsageError, did_you_mean
 from distrain.plan import Program, check_program
 from distrain.plan.options import OPTIONS
+from distrain.plan.plan import GRACE_S
+from distrain.plan.sources import given
 from distrain.rundir import DEFAULT_PARENT, as_typed
 from distrain.schedulers.slurm.script import BatchJob, render, seconds_of
 
 __all__ = ["main"]
 
 SCHEDULERS = ("slurm",)
+
+SPARE_S = 15
+"""How much of the signal's lead is left to end everything once the ranks have had their time."""
 
 EXIT_NO_SCHEDULER = 1
 EXIT_INTERRUPTED = 130
@@ -190,7 +195,7 @@ def _job(flags: Mapping[str, Any], program: Program) -> BatchJob:
     return BatchJob(
         name=name,
         folder=str(Path(DEFAULT_PARENT).absolute()),
-        launch=[*(["distrain"] if container else _distrain()), "launch", *_launch_words(flags, program)],
+        launch=[*(["distrain"] if container else _distrain()), "launch", *_launch_words(flags, program, lead_s)],
         requeue=[*_distrain(), "requeue"],
         options=options,
         passed=passed,
@@ -226,7 +231,10 @@ def _distrain() -> list[str]:
     return [str(path)] if is_command else [sys.executable, "-m", "distrain"]
 
 
-def _launch_words(flags: Mapping[str, Any], program: Program) -> list[str]:
+def _launch_words(flags: Mapping[str, Any], program: Program, lead_s: int) -> list[str]:
+    """Return the words behind `distrain launch`; unless it is said, the ranks have all the lead to save their state."""
+    if "grace" not in given(_launch_flags(flags), os.environ, None) and lead_s - SPARE_S > GRACE_S:
+        flags = {**flags, "grace": str(lead_s - SPARE_S)}
     words = [
         each.flag if each.kind == "flag" else f"{each.flag}={flags[each.name]}"
         for each in OPTIONS

@@ -1,7 +1,8 @@
 """The supervisor: the process the user started, above the fork server, the agent and the workers.
 
 It never imports torch. It owns the run directory, the terminal and the signals; it learns from the fork
-server what every process does, tells the user how the run ended, and leaves no process behind.
+server what every process does, tells the user how the run ended, and leaves no process behind. All that it hears is
+answered in one loop, which is why it is long.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from distrain.launcher.incoming_signals import IncomingSignals
 from distrain.launcher.node_run_dir import open_run_dir
 from distrain.launcher.outcome import Outcome, exit_code_of
 from distrain.launcher.retry import Blow, why_not_again
+from distrain.launcher.scheduler_signals import SchedulerSignals
 from distrain.launcher.shared_memory import free_and_size, shortage
 from distrain.launcher.smoke import EXIT_FAILED, SmokeTest
 from distrain.launcher.starting import agent_job, start_server
@@ -56,9 +58,6 @@ _LAUNCHER_LOG_LINES = 15
 
 _AGENT_ENDS_S = 10.0
 """How long the agent may take to end after a signal, beside what the ranks may take."""
-
-_ECHO_S = 5.0
-"""For how long a scheduler may repeat what it said first: it signals each step, and srun passes on what it gets."""
 
 
 def run(plan: Plan, *, environ: Mapping[str, str]) -> int:
@@ -147,7 +146,7 @@ class _Supervisor:
         self._agent_report: dict[str, Any] = {}
         self._signals = IncomingSignals({*_ENDING, *plan.signals, "SIGWINCH"})
         self._stopped_by: int | None = None
-        self._first_came_s: dict[int, float] = {}
+        self._scheduler = SchedulerSignals(plan)
         self._end_by_s = math.inf
         self._broken: list[str] = []
         self._began_elsewhere = False
@@ -192,22 +191,14 @@ class _Supervisor:
         self._record.event("run_started", {"run_dir": str(self._rundir.root)})
         kept = "smoke test" if self._smoke else f"run directory {as_typed(self._rundir.root)}"
         self._say(f"{headline(plan)} · {kept}")
-        if self._record.former_owner:
-            self._warnings.append(
-                f"an earlier incarnation of this run still lives ({self._record.former_owner}); it writes no "
-                "checkpoint any more once this one trains"
-            )
-        for text in self._warnings:
+        for text in filter(None, [*self._warnings, self._record.warning]):
             self._say(f"warning: {text}")
 
     def _start(self) -> None:
         """Start the fork server and hand it the agent's job, which waits there until torch is imported."""
         plan = self._plan
-        env = {
-            **self._environ,
-            **shared_variables(plan, self._rundir.root, ENV_RUN_DIR),
-            ENV_LAUNCH_ID: secrets.token_hex(8),
-        }
+        env = {**self._environ, **shared_variables(plan, self._rundir.root, ENV_RUN_DIR)}
+        env[ENV_LAUNCH_ID] = secrets.token_hex(8)
         terminals = {}
         if not self._console.prefixed and sys.stdout.isatty() and sys.stderr.isatty():
             self._terminal = PseudoTerminal(self._console)
@@ -379,7 +370,7 @@ class _Supervisor:
             if number == signal.SIGQUIT and not self._ends_at_sigquit:
                 self._ask_where_they_stand()
                 continue
-            if self._stopped_by is not None and self._is_echo(number):
+            if self._scheduler.came(number) and self._stopped_by is not None:
                 continue
             if self._stopped_by is not None or self._agent_pid == 0:
                 self._over = True
@@ -391,16 +382,6 @@ class _Supervisor:
                 ranks_s = self._plan.grace_s if self._outcome.attempt >= 0 else 0
                 self._end_by_s = time.monotonic() + ranks_s + _AGENT_ENDS_S
             self._stopped_by = self._stopped_by or number
-            self._first_came_s.setdefault(number, time.monotonic())
-
-    def _is_echo(self, number: int) -> bool:
-        """Whether a scheduler only says once more what it has said: it warns ahead of a limit, ends, and repeats both.
-
-        Whoever presses Ctrl-C twice means it, inside a job as well.
-        """
-        first_s = self._first_came_s.setdefault(number, time.monotonic())
-        in_a_job = self._plan.placement is not None and self._plan.placement.scheduler == "Slurm"
-        return in_a_job and number != signal.SIGINT and time.monotonic() - first_s < _ECHO_S
 
     # The end.
 
@@ -417,6 +398,9 @@ class _Supervisor:
                 f"preempted after {took}, the state is saved; the same --run-dir goes on from there · exit code {code} "
                 f"· {where}"
             )
+        elif self._scheduler.ended_at_start(self._stopped_by, has_begun=self._vigil.has_begun()):
+            status, code = "preempted", EXIT_PREEMPTED
+            self._say(f"preempted after {took}, before the first step: nothing to save · exit code {code} · {where}")
         elif self._stopped_by is not None:
             status, code = "interrupted", 128 + self._stopped_by
             self._say(f"ended by {signal.Signals(self._stopped_by).name} after {took} · {where}")

@@ -65,6 +65,7 @@ class Vigil:
         self._watch = HangWatch(timeout)
         self._memory = OomWatch()
         self._looked_ns = 0
+        self._has_begun = False
 
     @property
     def board(self) -> str:
@@ -74,6 +75,7 @@ class Vigil:
     def worker_started(self, message: Mapping[str, Any]) -> None:
         """Watch a worker, the first of a new attempt in place of those before it."""
         if message["attempt"] != self._attempt:
+            self._has_begun = self.has_begun()
             self._attempt = message["attempt"]
             self._workers.clear()
             self._watch = HangWatch(self._timeout)
@@ -82,11 +84,20 @@ class Vigil:
 
     def worker_exited(self, rank: int) -> tuple[Beat | None, bytes]:
         """Watch a worker no more; return its last heartbeat, if it had any, and the record that it left."""
+        self._has_begun = self.has_begun()
         worker = self._workers.pop(rank, None)
         if worker is None or self._board is None:
             return None, b""
         beat = self._board.look(worker.slot, rank)
         return (beat, self._board.record(worker.slot)) if beat.pid == worker.pid else (None, b"")
+
+    def has_begun(self) -> bool:
+        """Whether a worker has shown progress in any attempt; where none can be seen, whether there was a worker."""
+        if self._board is None:
+            return self._attempt >= 0
+        pids = {worker.pid for worker in self._workers.values()}
+        beats = [self._board.look(worker.slot, rank) for rank, worker in self._workers.items()]
+        return self._has_begun or any(beat.beats > 0 and beat.pid in pids for beat in beats)
 
     def look(self) -> Hang | None:
         """Take notes, twice a second at most; return the hang there is."""

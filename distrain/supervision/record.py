@@ -35,8 +35,8 @@ class RunRecord:
 
     def __init__(self, rundir: RunDir, *, run_id: str = "", incarnation: int = 0) -> None:
         self.rundir = rundir
-        self.former_owner = ""
-        """The earlier incarnation that still lives and that the directory was taken over from."""
+        self.warning = ""
+        """Says which earlier incarnation still lives, if the directory was taken over from one."""
         self._content: dict[str, Any] = {}
         self._mine = f"pid {os.getpid()} on {socket.gethostname()}"
         if run_id:
@@ -59,7 +59,10 @@ class RunRecord:
                     f"the run directory {rundir.root} belongs to a run that is still going "
                     f"({owner or 'owner unknown'}). Wait for it, end it, or give another --run-dir."
                 ) from None
-            self.former_owner = owner
+            self.warning = (
+                f"an earlier incarnation of this run still lives ({owner}); it writes no checkpoint any more once this "
+                "one trains"
+            )
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, self._mine.encode(), 0)
         self._events = rundir.events.open("a", encoding="utf-8")

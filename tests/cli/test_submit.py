@@ -45,8 +45,24 @@ def test_a_dry_run_shows_the_script_and_makes_nothing(capfdbinary, tmp_path):
     out = capfdbinary.readouterr().out.decode()
     assert "#SBATCH --nodes=2\n#SBATCH --time=4:00:00\n" in out
     assert "#SBATCH --qos=high\n" in out
-    assert f"{sys.executable} -m distrain launch --nproc=2 --module pkg.train --lr 'a b'\n" in out
+    assert f"{sys.executable} -m distrain launch --nproc=2 --module --grace=105 pkg.train --lr 'a b'\n" in out
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "grace"),
+    [
+        ([], "--grace=105"),
+        (["--signal-lead", "600"], "--grace=585"),
+        (["--signal-lead", "45"], None),
+        (["--signal-lead", "0"], None),
+        (["--grace", "5"], "--grace=5"),
+    ],
+)
+def test_the_ranks_may_use_the_whole_lead(capfdbinary, argv, grace):
+    assert main(["submit", "slurm", "--dry-run", *argv, "train.py"]) == 0
+    (line,) = [line for line in capfdbinary.readouterr().out.decode().splitlines() if line.startswith("srun ")]
+    assert [word for word in line.split() if word.startswith("--grace")] == ([grace] if grace else [])
 
 
 def test_without_slurm_it_says_so_and_still_renders(capfdbinary):

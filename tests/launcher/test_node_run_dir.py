@@ -76,4 +76,4 @@ def test_alone_in_a_step_of_slurm_the_run_is_found_again(tmp_path, monkeypatch, 
     again, _ = open_run_dir(later, is_head=False)
     stack.callback(again.close)
     assert (again.rundir.root == shared) == (name is not None)
-    assert bool(again.former_owner) == (name is not None)
+    assert bool(again.warning) == (name is not None)

@@ -122,3 +122,35 @@ def test_a_signal_to_every_process_at_once_is_one_signal(tmp_path, script, numbe
     assert exits == [75, 75]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "preempted"
     assert re.search(rf"{number.name}: stopped after step \d+, saved in", err)
+
+
+@pytest.mark.parametrize(("env", "code"), [({"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "node0"}, 75), ({}, 143)])
+def test_a_job_that_is_asked_to_end_before_its_first_step_has_nothing_to_lose(tmp_path, env, code):
+    path = tmp_path / "train.py"
+    path.write_text("import time; print('imports', flush=True); time.sleep(600)")
+    with launching(*options(), path, cwd=tmp_path, env=env) as live:
+        live.wait_for_output("imports", rank=1)
+        live.process.send_signal(signal.SIGTERM)
+        ended, _, err = live.end()
+    assert ended == code, err
+    assert ("preempted after" in err and "before the first step: nothing to save" in err) == (code == 75)
+
+
+def test_a_job_that_was_at_work_is_not_taken_for_one_that_starts(tmp_path):
+    """Also when its ranks are killed, or started anew without having come to a step again."""
+    path = tmp_path / "train.py"
+    path.write_text(
+        "import os, time, distrain\n"
+        "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
+        "    distrain.heartbeat()\n"
+        "    raise SystemExit(1)\n"
+        "print('again', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    env = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "node0"}
+    flags = ["--nproc", "1", "--device", "cpu", "--max-restarts", "1", "--retry", "always"]
+    with launching(*flags, path, cwd=tmp_path, env=env) as live:
+        live.wait_for_output("again", attempt=1)
+        live.process.send_signal(signal.SIGTERM)
+        ended, _, err = live.end()
+    assert ended == 143, err

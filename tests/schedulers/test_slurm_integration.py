@@ -82,6 +82,19 @@ def test_submit_follows_a_job_over_its_time_limit_to_its_end(slurm, folder):
         assert f"distrain: job {job} {said}" in done.stderr
 
 
+def test_the_shortest_scripts_need_no_options_of_distrains(slurm, folder):
+    told = ["--log-ranks", "all", "--no-python", "sh", "-c", "echo $SLURMD_NODENAME has $RANK of $WORLD_SIZE"]
+    words = ["--device", "cpu", *told]
+    alone = slurm.submit(*SMALL, SCRIPTS / "single-node.sbatch", "--nproc", "2", *words, cwd=folder)
+    both = slurm.submit(*SMALL, SCRIPTS / "several-nodes.sbatch", *words, cwd=folder)
+    for job, nodes in ((alone, ["h1", "h1"]), (both, ["h1", "h2"])):
+        ended = slurm.wait_for(job, "COMPLETED", "FAILED")
+        text = (folder / f"train-{job}.log").read_text()
+        assert ended.exit_code == 0, text
+        assert sorted(re.findall(r"(h\d) has (\d) of 2", text)) == list(zip(nodes, "01", strict=True))
+        assert (folder / "runs" / f"slurm-{job}.0-sh" / "run.json").exists()
+
+
 def test_a_preempted_job_goes_on_where_it_stopped(slurm, folder):
     """Slurm itself ends it and queues it again: SIGTERM to every process of the step, and to the batch script."""
     job = slurm.submit(*SMALL, SCRIPTS / "requeue.sbatch", *CPU, "train.py", cwd=folder)

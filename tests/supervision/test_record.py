@@ -72,7 +72,7 @@ def test_a_later_incarnation_takes_over_and_the_earlier_one_records_no_more(tmp_
             with pytest.raises(RunDirError, match=r"still going \(pid \d+ on .*, incarnation 0 of slurm-17.0\)"):
                 RunRecord(rundir, run_id=run_id, incarnation=incarnation)
         later = RunRecord(rundir, run_id="slurm-17.0", incarnation=1)
-        assert "incarnation 0 of slurm-17.0" in later.former_owner
+        assert "incarnation 0 of slurm-17.0" in later.warning
         later.update(status="mine")
         later.event("later", {})
         lost.update(status="preempted")
