@@ -92,9 +92,11 @@ class Joining:
         return start_processes
 
     def _make_handler(self, parameters: RendezvousParameters) -> RendezvousHandler:
-        self._place = MeetingPlace(self._meeting, self._facts(), door=self._job.door, say=self._say)
+        self._place = MeetingPlace(self._meeting, self._facts(), door=self._job.door, say=self._say, hear=self._hear)
         threading.Thread(target=self._end_if_stuck, name="distrain-backstop", daemon=True).start()
-        self._nodes = NodesRendezvous(parameters, place=self._place, say=self._say, logs=self._logs)
+        self._nodes = NodesRendezvous(
+            parameters, place=self._place, say=self._say, logs=self._logs, began=self._round_began
+        )
         return self._nodes
 
     def _facts(self) -> Facts:
@@ -122,6 +124,15 @@ class Joining:
 
     def _say(self, text: str, *, elsewhere: bool = False) -> None:
         self._channel.send("note", text=text, elsewhere=elsewhere)
+
+    def _hear(self, message: Mapping[str, Any]) -> None:
+        """Pass on what another node's supervisor says."""
+        self._channel.send("word", attempt=message["round"], token=message["token"], word=message["word"])
+
+    def _round_began(self, attempt: int, nodes: list[Facts]) -> None:
+        assert self._place is not None
+        told = [{"token": node.token, "host": node.host, "nproc": node.nproc} for node in nodes]
+        self._channel.send("round", attempt=attempt, mine=self._place.facts.token, nodes=told)
 
     def _end_if_stuck(self) -> None:
         """End the run when the main thread does not take notice: it waits in a call of torch's for a link cut off."""

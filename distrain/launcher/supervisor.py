@@ -30,19 +30,20 @@ from distrain.errors import EXIT_PREEMPTED, UsageError
 from distrain.launcher import precheck
 from distrain.launcher.incoming_signals import IncomingSignals
 from distrain.launcher.node_run_dir import open_run_dir
-from distrain.launcher.outcome import Outcome, exit_code_of
+from distrain.launcher.outcome import Outcome
 from distrain.launcher.retry import Blow, why_not_again
 from distrain.launcher.scheduler_signals import SchedulerSignals
 from distrain.launcher.shared_memory import free_and_size, shortage
 from distrain.launcher.smoke import EXIT_FAILED, SmokeTest
+from distrain.launcher.standstills import Standstills
 from distrain.launcher.starting import agent_job, start_server
-from distrain.launcher.vigil import Standstill, Vigil
+from distrain.launcher.vigil import Vigil
 from distrain.plan.environment import shared_variables
 from distrain.plan.plan import Plan, interpreter_versions
 from distrain.plan.render import headline
 from distrain.rundir import ENV_LAUNCH_ID, ENV_RUN_DIR, as_typed, write_atomic
 from distrain.supervision import report
-from distrain.supervision.failure import Report, from_json, to_json
+from distrain.supervision.failure import Report, exit_code_of, from_json, to_json
 from distrain.supervision.logs import Console, PseudoTerminal, tail_lines
 from distrain.supervision.reaping import adopt_orphans, descendants, kill_descendants, reap
 from distrain.supervision.record import RunRecord
@@ -139,7 +140,14 @@ class _Supervisor:
         self._smoke = SmokeTest(record.rundir, plan.nproc, plan.program.target) if plan.smoke else None
         self._report: Report | None = None
         self._ends_at_sigquit = "SIGQUIT" in plan.signals and plan.settings["signals_to_handle"].origin != "default"
-        self._hung_attempt = -1
+        self._standstills = Standstills(
+            self._vigil,
+            self._outcome,
+            record,
+            say=self._console.say,
+            send=self._send,
+            slack_s=2 * plan.monitor_interval_s,  # both agents take words in when they look at their workers
+        )
         self._blow: Blow | None = None
         self._not_retried: str | None = None
         self._agent_pid = 0
@@ -231,14 +239,16 @@ class _Supervisor:
                 self._console.show()
                 if self._control.fileno() in ready:
                     self._listen()
-                self._look_for_a_hang()
+                if not self._over:
+                    self._standstills.look()
                 for _ in reap():  # what was handed to us: as the first process of a container we get every orphan
                     pass
 
     def _listen(self) -> None:
         for message in self._control.receive():
             op = message.pop("op")
-            self._record.event(op, message)
+            if op != "agent_word":  # all nodes say one, again and again while one is busy alone
+                self._record.event(op, message)
             getattr(self, f"_on_{op}")(message)
         if self._control.closed and not self._over:
             self._broken.append("the fork server ended unexpectedly, and every worker with it")
@@ -291,6 +301,7 @@ class _Supervisor:
             self._say(f"starting all ranks again from the checkpoint after iteration {self._smoke.saved_at()}")
             self._control.send("verdict", retry=True, report=None)
             return
+        self._standstills.settle()
         self._report = self._outcome.failure()
         assert self._report is not None
         blow = self._outcome.blow(self._report)
@@ -300,6 +311,12 @@ class _Supervisor:
             self._not_retried = why_not_again(blow, self._blow)
         self._blow = blow
         self._control.send("verdict", retry=self._not_retried is None, report=to_json(self._report))
+
+    def _on_agent_round(self, message: dict[str, Any]) -> None:
+        self._standstills.round_began(message)
+
+    def _on_agent_word(self, message: dict[str, Any]) -> None:
+        self._standstills.heard(message)
 
     def _on_agent_note(self, message: dict[str, Any]) -> None:
         self._began_elsewhere |= message["elsewhere"]
@@ -324,33 +341,6 @@ class _Supervisor:
         if failure is not None and not elsewhere and not self._smoke:
             self._say(f"attempt {failure.root_cause.attempt} failed, starting the next · {report.summary(failure)}")
 
-    # Standstills.
-
-    def _look_for_a_hang(self) -> None:
-        """End the attempt when its workers hang, once it is written down where each of them stands."""
-        hang = None if self._over else self._vigil.look()
-        if hang is None or self._hung_attempt == self._outcome.attempt:
-            return
-        self._hung_attempt = self._outcome.attempt
-        silent_s = min((each.silent_s for each in hang.silent), default=hang.timeout_s)
-        self._record.event("hang", {"timeout_s": hang.timeout_s, "silent_s": round(silent_s, 3)})
-        self._say(f"no progress for {hang.timeout_s:g} s; asking every rank where it stands")
-        standstill = self._ask_where_they_stand(wake_stopped=True)
-        self._outcome.hung(hang, standstill)
-        self._control.send("hung", attempt=self._hung_attempt)
-
-    def _ask_where_they_stand(self, *, wake_stopped: bool = False) -> Standstill:
-        standstill = self._vigil.where_they_stand(wake_stopped=wake_stopped)
-        path = self._rundir.all_stacks(self._outcome.attempt)
-        kept = ""
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, standstill.text + "\n")
-            kept = f" (also in {as_typed(path)})"
-        self._record.event("stacks", {"odd": list(standstill.odd)})
-        self._console.say(f"distrain: where the ranks stand{kept}\n{standstill.text}")
-        return standstill
-
     # Signals.
 
     def _obey_signals(self) -> None:
@@ -368,7 +358,7 @@ class _Supervisor:
             if number in (signal.SIGINT, signal.SIGQUIT) and sys.stderr.isatty():
                 self._console.break_line()  # the terminal has just echoed ^C
             if number == signal.SIGQUIT and not self._ends_at_sigquit:
-                self._ask_where_they_stand()
+                self._standstills.show()
                 continue
             if self._scheduler.came(number) and self._stopped_by is not None:
                 continue
@@ -456,6 +446,9 @@ class _Supervisor:
         except OSError as error:
             self._say(f"warning: {as_typed(self._rundir.failure)} could not be written: {error.strerror}")
         self._console.say(report.render(failure))
+
+    def _send(self, op: str, **fields: Any) -> None:
+        self._control.send(op, **fields)
 
     def _say(self, text: str) -> None:
         self._console.say(f"distrain: {text}")

@@ -112,7 +112,10 @@ class WarmWorkers(PContext):
                 continue
             if message["op"] == "hung":
                 if message["attempt"] == self._attempt:
-                    self._kill(signal.SIGKILL)
+                    self._hung(message)
+                continue
+            if message["op"] == "tell_nodes":
+                self._tell_nodes(message["attempt"], message["word"])
                 continue
             assert message["op"] == "exited", message
             local_rank = next((rank for rank, pid in self._pids.items() if pid == message["pid"]), None)
@@ -120,6 +123,13 @@ class WarmWorkers(PContext):
                 self._exited(local_rank, message)
         if self._channel.closed:
             raise LaunchError("the fork server is gone, and the workers with it")
+
+    def _hung(self, _message: Mapping[str, Any]) -> None:
+        """End workers that hang; they answer to nothing else."""
+        self._kill(signal.SIGKILL)
+
+    def _tell_nodes(self, attempt: int, word: Mapping[str, Any]) -> None:
+        """Say something of the supervisor's to the other nodes; on one node there are none."""
 
     def _exited(self, local_rank: int, message: dict[str, Any]) -> None:
         code = self._exit_codes[local_rank] = message["exit_code"]
