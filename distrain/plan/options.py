@@ -171,7 +171,7 @@ OPTIONS: tuple[Option, ...] = (
         pet="signals_to_handle",
         metavar="NAMES",
         group="restart",
-        help="signals that are passed on to the processes; default: SIGTERM,SIGINT,SIGHUP,SIGQUIT, in Slurm SIGUSR2 too",
+        help="signals passed on to the processes; default: SIGTERM,SIGINT,SIGHUP,SIGQUIT, in Slurm SIGUSR2 too",
     ),
     Option(
         name="monitor_interval",
