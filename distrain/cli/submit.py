@@ -138,12 +138,8 @@ def _submit(job: BatchJob, text: str, *, wait: bool) -> int:
     from distrain.schedulers.slurm import submission
 
     number = submission.submit(text, folder=Path(job.folder))
-    log, run_dir = (
-        (job.log.replace("%%", "%").replace("%A", number), f"{job.run_dir_of(number)} for each task, by its number")
-        if job.is_array
-        else (job.log_of(number), as_typed(Path(job.run_dir_of(number))))
-    )
-    log = as_typed(Path(log))
+    each = f"{number}_N" if job.is_array else number
+    log, run_dir = (as_typed(Path(path)) for path in (job.log_of(each), job.run_dir_of(each)))
     print(f"job {number} · log {log} · run directory {run_dir}")
     if not wait:
         follow = f"tail -F {shlex.quote(log)}" if not job.is_array else f"squeue --job={number}"
@@ -185,12 +181,19 @@ def _job(flags: Mapping[str, Any], program: Program) -> BatchJob:
     passed = [word for text in flags.get("sbatch", ()) for word in _words("--sbatch", text)]
     if passed and not passed[0].startswith("-"):
         raise UsageError(f"--sbatch: got {passed[0]!r}; give options of sbatch, such as --sbatch=--qos=high.")
+    for word in passed:
+        if word.startswith(("--output", "-o")):
+            raise UsageError(
+                f"--sbatch: got {word!r}; the log goes where distrain looks for it, "
+                f"{DEFAULT_PARENT}/slurm-<job>-<name>.log (--name)."
+            )
     is_array = "array" in flags or any(word.startswith(("--array", "-a")) for word in passed)
     if is_array and "wait" in flags:
         raise UsageError("--wait follows one job, and an array has many. Submit it without, and see squeue.")
     name = str(flags.get("name") or program.name)
     if "/" in name or name in (".", ".."):
         raise UsageError(f"--name: got {name!r}; the log and the run directory are named so: leave the / out.")
+    run_dir = given(_launch_flags(flags), os.environ, None).get("run_dir")
     container = _words("--container", flags.get("container", ""))
     return BatchJob(
         name=name,
@@ -203,7 +206,7 @@ def _job(flags: Mapping[str, Any], program: Program) -> BatchJob:
         setup=flags.get("setup", ()),
         signal_lead_s=lead_s,
         budget=_whole(flags, "budget", least=1, default=3),
-        run_dir=os.path.abspath(flags["run_dir"]) if "run_dir" in flags else "",
+        run_dir=os.path.abspath(run_dir.text) if run_dir is not None else "",
         is_array=is_array,
     )
 

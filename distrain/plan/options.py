@@ -184,7 +184,7 @@ OPTIONS: tuple[Option, ...] = (
         pet="signals_to_handle",
         metavar="NAMES",
         group="restart",
-        help="signals that are passed on to the processes; default: SIGTERM,SIGINT,SIGHUP,SIGQUIT",
+        help="signals passed on to the processes; default: SIGTERM,SIGINT,SIGHUP,SIGQUIT, in Slurm SIGUSR2 too",
     ),
     Option(
         name="monitor_interval",

@@ -65,6 +65,13 @@ def test_the_ranks_may_use_the_whole_lead(capfdbinary, argv, grace):
     assert [word for word in line.split() if word.startswith("--grace")] == ([grace] if grace else [])
 
 
+def test_a_run_directory_is_the_one_of_the_launch(capfdbinary, monkeypatch, tmp_path):
+    for argv, variable, expected in ((["--run-dir", "mine"], "other", "mine"), ([], "other", "other")):
+        monkeypatch.setenv("DISTRAIN_RUN_DIR", variable)
+        assert main(["submit", "slurm", "--dry-run", *argv, "train.py"]) == 0
+        assert f"export DISTRAIN_RUN_DIR={tmp_path}/{expected}\n" in capfdbinary.readouterr().out.decode()
+
+
 def test_without_slurm_it_says_so_and_still_renders(capfdbinary):
     assert main(["submit", "slurm", "train.py"]) == 1
     out, err = capfdbinary.readouterr()
@@ -94,6 +101,7 @@ def test_nothing_of_torch_is_imported():
         (["submit", "slurm", "--budget", "0", "train.py"], "--budget: got '0'; give a whole number of at least 1"),
         (["submit", "slurm", "--sbatch", "qos=high", "train.py"], "--sbatch: got 'qos=high'; give options of sbatch"),
         (["submit", "slurm", "--sbatch=--comment='a", "train.py"], "it does not read as words of a shell"),
+        (["submit", "slurm", "--sbatch=-o x.log", "train.py"], "--sbatch: got '-o'; the log goes where distrain looks"),
         (["submit", "slurm", "--array", "0-3", "--wait", "train.py"], "--wait follows one job, and an array has many"),
         (["submit", "slurm", "--name", "a/b", "train.py"], "--name: got 'a/b'"),
         (["submit", "slurm", "--dry-run", "--json", "train.py"], "a batch script is text"),

@@ -188,6 +188,20 @@ def test_a_job_that_gets_nowhere_stops_asking(slurm, folder):
     assert slurm.job(job).restarts == 1
 
 
+def test_submit_says_what_it_has_submitted_or_why_not(slurm, folder):
+    refused = slurm.run(*DISTRAIN, "submit", "slurm", "--partition", "none", "train.py", cwd=folder).check(1)
+    assert refused.stderr.startswith("distrain submit: sbatch refuses the job: ")
+    assert "invalid partition specified: none" in refused.stderr
+    for options, job_of in ((["--array", "0-1"], "{}_N"), ([], "{}")):
+        done = slurm.run(*DISTRAIN, "submit", "slurm", "--sbatch=--hold", *options, "train.py", cwd=folder).check()
+        number = re.match(r"job (\d+) · ", done.stdout)[1]
+        where = f"runs/slurm-{job_of.format(number)}-train"
+        first, follow, end = done.stdout.splitlines()
+        assert first == f"job {number} · log {where}.log · run directory {where}"
+        assert follow == f"follow it: {f'squeue --job={number}' if options else f'tail -F {where}.log'}"
+        assert end == f"end it:    scancel {number}"
+
+
 def test_in_a_container_without_slurms_commands_a_fake_one_has_the_host_ask(slurm, folder):
     """A stand-in for apptainer, which Debian has not, starts the same words with nothing else on the PATH."""
     tools = folder / "bin"

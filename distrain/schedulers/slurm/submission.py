@@ -15,7 +15,7 @@ from distrain.rundir import RunDir
 from distrain.schedulers.slurm import state
 from distrain.schedulers.slurm.script import BatchJob
 
-__all__ = ["SubmissionError", "follow", "submit"]
+__all__ = ["SubmissionError", "environment_of_a_new_job", "follow", "submit"]
 
 POLL_S = 1.0
 
