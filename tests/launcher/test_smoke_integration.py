@@ -46,12 +46,12 @@ with distrain.init(seed=0) as world:
 """
 
 
-def smoke(folder, broken="pass", *args, text=TRAINER):
+def smoke(folder, broken="pass", *args, text=TRAINER, options=()):
     """Run a smoke test of a script; return its exit code, what it printed, and the verdicts by name."""
     (folder / "train.py").write_text(text.replace("BROKEN", broken))
     (folder / "tmp").mkdir(exist_ok=True)
     env = {"TMPDIR": str(folder / "tmp")}
-    done = launch("--smoke", folder / "train.py", *args, cwd=folder, env=env)
+    done = launch("--smoke", *options, folder / "train.py", *args, cwd=folder, env=env)
     words = {"passed", "FAILED", "could"}
     rows = [line.split() for line in done.stderr.splitlines() if line.startswith("  ")]
     return done, {row[0]: row[1] for row in rows if len(row) > 1 and row[1] in words}
@@ -83,6 +83,13 @@ def test_a_script_that_is_right_passes_and_nothing_of_it_is_kept(tmp_path):
     assert [path.name for path in mine.parent.iterdir()] == ["step-00000100"]
     assert (mine / "state.pt").read_text() == "not to be read"
     assert not kept(tmp_path)
+
+
+@pytest.mark.deep
+def test_among_three_ranks_the_second_start_is_exact_too(tmp_path):
+    done, verdicts = smoke(tmp_path, options=("--nproc", "3"))
+    assert done.returncode == 0, done.stderr
+    assert verdicts["checkpoint"] == "passed"
 
 
 @pytest.mark.deep
