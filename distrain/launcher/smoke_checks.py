@@ -13,6 +13,8 @@ __all__ = ["Check", "checks", "table"]
 
 SHOWN_NAMES = 4
 
+OTHER_DATA = "got other data"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
@@ -200,9 +202,8 @@ def _checkpoint(first: Sequence[Findings], second: Sequence[Findings | None], tr
     for one, other in pairs:
         difference = _difference(one, other, found["saved_at"])
         if difference:
-            return Check(
-                name="checkpoint", standing="failed", why=f"rank {one['rank']}: {difference}", todo=_remedy(one)
-            )
+            why = f"rank {one['rank']}: {difference}"
+            return Check(name="checkpoint", standing="failed", why=why, todo=_remedy(one, difference))
     last = max((number for number, _ in first[0]["losses"]), default=found["saved_at"])
     why = f"resumed after iteration {found['saved_at']} of {last}: data, losses and weights as without the stop"
     return Check(name="checkpoint", standing="passed", why=why)
@@ -219,7 +220,7 @@ def _difference(one: Findings, other: Findings, saved_at: int) -> str:
     for (number, loss), (_, resumed) in pairs:
         batch, other_batch = one["batches"].get(str(number)), other["batches"].get(str(number))
         if batch != other_batch:
-            return f"iteration {number} got other data than without the stop"
+            return f"iteration {number} {OTHER_DATA} than without the stop"
         if loss != resumed:
             values = f"{float.fromhex(resumed):.7g}, {float.fromhex(loss):.7g} without the stop"
             return f"the loss of iteration {number} is {values}; its data are the same"
@@ -234,13 +235,15 @@ def _after(start: Findings, saved_at: int) -> Iterator[tuple[int, str]]:
     return ((number, loss) for number, loss in start["losses"] if number > saved_at)
 
 
-def _remedy(first: Findings) -> str:
+def _remedy(first: Findings, difference: str) -> str:
     found = first["checkpoint"]
     missing = list(dict.fromkeys(found["optimizers"]))
     if not found["is_loader_attached"]:
         missing.append("the loader of distrain.dataloader")
     if missing:
         return f"attach what is missing: {', '.join(missing)}. Attached are {', '.join(found['objects'])}"
+    if OTHER_DATA in difference:
+        return "the data set is another one in each start, or draws from a generator of its own: init(seed=…) seeds it"
     return (
         "something the training depends on is in no state_dict: an attribute of a module that is no buffer, a "
         f"scheduler, a counter, a generator of your own. Attached are {', '.join(found['objects'])}"

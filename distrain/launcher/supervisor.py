@@ -259,10 +259,12 @@ class _Supervisor:
     def _on_ready(self, message: dict[str, Any]) -> None:
         self._record.update(versions={**interpreter_versions(), "torch": message["torch"]})
         if message["threads"] > 1 and self._plan.warm:
-            self._say(
-                f"warning: the fork server has {message['threads']} threads, so workers start cold; something "
-                "imported at start-up (a .pth file, sitecustomize) began one"
-            )
+            why = "something imported at start-up (a .pth file, sitecustomize) began one"
+            if self._smoke:  # they would run the whole script, and nobody would look
+                self._broken.append(f"the fork server has {message['threads']} threads, so workers start cold; {why}")
+                self._over = True
+                return
+            self._say(f"warning: the fork server has {message['threads']} threads, so workers start cold; {why}")
 
     def _on_preload_failed(self, message: dict[str, Any]) -> None:
         if message["module"] != "torch":

@@ -13,6 +13,9 @@ __all__ = ["NPROC", "without_what_a_smoke_test_has_not"]
 
 NPROC = 2
 
+HANG_TIMEOUT_S = 120
+"""A few iterations on the CPU; what runs for days may wait longer."""
+
 OF_SEVERAL_NODES = (
     *("nnodes", "node_rank", "rdzv_endpoint", "rdzv_backend", "rdzv_id", "rdzv_conf"),
     *("master_addr", "master_port", "local_addr"),
@@ -60,6 +63,7 @@ def without_what_a_smoke_test_has_not(
             why = "is on this node alone" if name in OF_SEVERAL_NODES else "keeps nothing and starts at most twice"
             warnings.append(f"{left[name].where} ({left[name].text}) is ignored: {smoke.where} {why}")
             del left[name]
+    left.setdefault("hang_timeout", Given(text=str(HANG_TIMEOUT_S), origin=smoke.origin, where=smoke.where))
     left["device"] = Given(text="cpu", origin=smoke.origin, where=smoke.where)
     left["standalone"] = Given(text="1", origin=smoke.origin, where=smoke.where)
     left["max_restarts"] = Given(text="1", origin=smoke.origin, where=smoke.where)

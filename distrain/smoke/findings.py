@@ -72,7 +72,6 @@ class Findings:
         start: Which start, from 0.
         ended: How it was left: `again` to be started once more, `cut` where the script was ended, `exit` where it
             ended; "" as long as it runs, or if it died.
-        is_engine: Whether a trainer of ours has taken the steps.
         steps: Optimizer steps.
         losses: What `backward` was called on: iteration or step, and the value in `float.hex`.
         batches: What a trainer's batches hold, by iteration.
@@ -89,7 +88,6 @@ class Findings:
     world_size: int
     start: int
     ended: str = ""
-    is_engine: bool = False
     steps: int = 0
     losses: list[tuple[int, str]] = field(default_factory=list)
     batches: dict[int, str] = field(default_factory=dict)

@@ -45,7 +45,21 @@ def follow(findings: Findings, loaders: Loaders) -> Steps:
             backward(tensors, *args, **kwargs)
 
     torch.autograd.backward = seen_backward
+    if findings.world_size > 2:
+        _keep_buckets()
     return steps
+
+
+def _keep_buckets() -> None:
+    """Have DDP keep the buckets that it begins with.
+
+    It arranges them anew after the first step, and among three ranks or more the order in which gloo adds numbers up
+    depends on their place in the bucket. A second start begins with the first arrangement, and would end some last bits
+    apart from a run without a stop.
+    """
+    reducer: Any = getattr(torch.distributed, "Reducer", None)
+    if reducer is not None:
+        reducer._rebuild_buckets = lambda _: False  # noqa: SLF001  # torch has no other way
 
 
 class _Backward:
@@ -138,7 +152,6 @@ class Steps:
         self._count[id(optimizer)] += 1
         findings.steps = max(self._count.values())
         is_ours = self.iteration() is not None
-        findings.is_engine = findings.is_engine or is_ours
         if findings.steps >= (MOST_STEPS if is_ours else ITERATIONS):
             self._cut()
         findings.write()

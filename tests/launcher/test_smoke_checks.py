@@ -144,6 +144,22 @@ def test_a_second_start_that_goes_another_way(change, why):
     assert (found.standing, found.why) == ("failed", why)
 
 
+@pytest.mark.parametrize(
+    ("batch", "attached", "todo"),
+    [
+        ("other", True, "the data set is another one in each start"),
+        ("other", False, "attach what is missing: the loader of distrain.dataloader. Attached are model"),
+        ("batch 3", True, "something the training depends on is in no state_dict"),
+    ],
+)
+def test_what_to_do_depends_on_what_differs(batch, attached, todo):
+    first, second = ranks(), resumed()
+    second[0]["batches"]["3"] = batch
+    second[0]["losses"][0] = [3, (0.5).hex()]
+    first[0]["checkpoint"]["is_loader_attached"] = attached
+    assert verdicts([first, second])["checkpoint"].todo.startswith(todo)
+
+
 def test_a_checkpoint_of_a_script_that_failed_later_is_not_judged():
     found = verdicts([ranks(), [None, None]], trouble="root cause: …")["checkpoint"]
     assert (found.standing, found.why) == (

@@ -46,12 +46,12 @@ with distrain.init(seed=0) as world:
 """
 
 
-def smoke(folder, broken="pass", *args, text=TRAINER):
+def smoke(folder, broken="pass", *args, text=TRAINER, options=(), env=None):
     """Run a smoke test of a script; return its exit code, what it printed, and the verdicts by name."""
     (folder / "train.py").write_text(text.replace("BROKEN", broken))
     (folder / "tmp").mkdir(exist_ok=True)
-    env = {"TMPDIR": str(folder / "tmp")}
-    done = launch("--smoke", folder / "train.py", *args, cwd=folder, env=env)
+    env = {"TMPDIR": str(folder / "tmp"), **(env or {})}
+    done = launch("--smoke", *options, folder / "train.py", *args, cwd=folder, env=env)
     words = {"passed", "FAILED", "could"}
     rows = [line.split() for line in done.stderr.splitlines() if line.startswith("  ")]
     return done, {row[0]: row[1] for row in rows if len(row) > 1 and row[1] in words}
@@ -83,6 +83,13 @@ def test_a_script_that_is_right_passes_and_nothing_of_it_is_kept(tmp_path):
     assert [path.name for path in mine.parent.iterdir()] == ["step-00000100"]
     assert (mine / "state.pt").read_text() == "not to be read"
     assert not kept(tmp_path)
+
+
+@pytest.mark.deep
+def test_among_three_ranks_the_second_start_is_exact_too(tmp_path):
+    done, verdicts = smoke(tmp_path, options=("--nproc", "3"))
+    assert done.returncode == 0, done.stderr
+    assert verdicts["checkpoint"] == "passed"
 
 
 @pytest.mark.deep
@@ -147,6 +154,21 @@ def test_a_script_that_ends_with_a_code_of_its_own_has_failed(tmp_path):
     assert verdicts == {"script": "FAILED", "processes": "passed"} | dict.fromkeys(
         ("losses", "gradients", "weights", "data", "checkpoint"), "could"
     )
+
+
+@pytest.mark.deep
+def test_workers_that_cannot_be_looked_into_are_not_started(tmp_path):
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(
+        "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+    )
+    done, verdicts = smoke(
+        tmp_path, text="import time; time.sleep(1); open('ran', 'w')", env={"PYTHONPATH": str(tmp_path / "hook")}
+    )
+    assert done.returncode == 1
+    assert verdicts["script"] == "FAILED"
+    assert "the fork server has 2 threads, so workers start cold" in done.stderr
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.deep

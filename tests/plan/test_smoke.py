@@ -18,6 +18,7 @@ def test_it_is_two_cpu_ranks_on_this_node_that_may_be_started_twice():
     found = plan()
     assert (found.smoke, found.device, found.nproc, found.max_restarts) == (True, "cpu", 2, 1)
     assert (found.meeting, found.run_dir, found.warm, found.warnings) == (None, None, True, ())
+    assert found.hang_timeout == 120
     assert not resolve(SCRIPT, environ={}).smoke
 
 
