@@ -19,7 +19,7 @@ from distrain.supervision.failure import Standing, describe, from_json
 from distrain.supervision.logs import tail_lines
 
 if TYPE_CHECKING:
-    from torch.distributed.elastic.multiprocessing.api import PContext, RunProcsResult
+    from torch.distributed.elastic.multiprocessing.api import RunProcsResult
 
 __all__ = ["JoinedWorkers", "joined_starter"]
 
@@ -149,7 +149,7 @@ class JoinedWorkers(WarmWorkers):
 
 def joined_starter(
     channel: Channel, job: AgentJob, logs: RunDirLogs, nodes: Callable[[], NodesRendezvous]
-) -> Callable[..., PContext]:
+) -> Callable[..., JoinedWorkers]:
     """Return what takes the place of torch's `start_processes` in the agent.
 
     Args:
@@ -159,7 +159,7 @@ def joined_starter(
         nodes: Returns the rendezvous, which torch makes.
     """
 
-    def start_processes(*, name: str, envs: dict[int, dict[str, str]], **_: object) -> PContext:
+    def start_processes(*, name: str, envs: dict[int, dict[str, str]], **_: object) -> JoinedWorkers:
         workers = JoinedWorkers(channel, job, nodes=nodes(), logs=logs, name=name, envs=envs)
         workers.start()
         return workers

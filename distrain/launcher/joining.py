@@ -16,7 +16,7 @@ from torch.distributed.elastic.rendezvous.api import rendezvous_handler_registry
 
 import distrain
 from distrain.launcher.facts import Facts
-from distrain.launcher.joined_workers import joined_starter
+from distrain.launcher.joined_workers import JoinedWorkers, joined_starter
 from distrain.launcher.meeting_place import MeetingPlace
 from distrain.launcher.membership import EndedElsewhereError
 from distrain.launcher.nodes import BACKEND, NodesRendezvous
@@ -59,6 +59,7 @@ class Joining:
         self._meeting = Meeting(**job.meeting)
         self._nodes: NodesRendezvous | None = None
         self._place: MeetingPlace | None = None
+        self._workers: JoinedWorkers | None = None
         rendezvous_handler_registry.register(BACKEND, self._make_handler)
 
     def settings(self) -> dict[str, Any]:
@@ -74,14 +75,25 @@ class Joining:
             "local_addr": meeting.local_addr,
         }
 
-    def starter(self) -> Callable[..., Any]:
+    def starter(self) -> Callable[..., JoinedWorkers]:
         """Return what takes the place of torch's `start_processes`."""
 
         def nodes() -> NodesRendezvous:
             assert self._nodes is not None
             return self._nodes
 
-        return joined_starter(self._channel, self._job, self._logs, nodes)
+        start = joined_starter(self._channel, self._job, self._logs, nodes)
+
+        def start_processes(**how: Any) -> JoinedWorkers:
+            self._workers = start(**how)
+            return self._workers
+
+        return start_processes
+
+    @property
+    def is_preempted(self) -> bool:
+        """Whether all ranks of this node were asked to end and have saved their state."""
+        return self._workers is not None and self._workers.is_preempted
 
     def _make_handler(self, parameters: RendezvousParameters) -> RendezvousHandler:
         self._place = MeetingPlace(self._meeting, self._facts(), door=self._job.door, say=self._say, hear=self._hear)
@@ -140,7 +152,10 @@ class Joining:
     # The last word to the others.
 
     def succeeded(self) -> None:
-        """This node's ranks have ended well. The head stays until those of the others have too.
+        """This node's ranks have ended well, or have saved their state.
+
+        The head stays until those of the others have too, and so does the node that holds the store of the ranks: they
+        may still need it.
 
         Raises:
             EndedElsewhereError: They have not.
@@ -152,6 +167,8 @@ class Joining:
         self._place.watch.drain()
         if self._place.is_head:
             self._place.wait_for_others()
+        elif self._nodes is not None and self._nodes.holds_store:
+            self._place.membership.await_others()
 
     def failed(self) -> None:
         """This node's ranks failed, and the run with them."""
