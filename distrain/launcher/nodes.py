@@ -105,6 +105,11 @@ class NodesRendezvous(RendezvousHandler):
         """How many failures the run has restarted from, the same on every node."""
         return self._facts.restarts
 
+    @property
+    def holds_store(self) -> bool:
+        """Whether the store of this round's workers is in this process."""
+        return self._worker_store is not None
+
     def next_rendezvous(self) -> RendezvousInfo:
         """Join the next round.
 

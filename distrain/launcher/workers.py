@@ -138,6 +138,11 @@ class WarmWorkers(PContext):
                 local_rank=local_rank, pid=message["pid"], exitcode=code, error_file=self.error_files[local_rank]
             )
 
+    @property
+    def is_preempted(self) -> bool:
+        """Whether all workers were asked to end and have saved their state."""
+        return len(self._exit_codes) == self.nprocs and set(self._exit_codes.values()) == {EXIT_PREEMPTED}
+
     def _are_stopping(self) -> bool:
         """Whether those workers that have ended had saved their state, so that the others will end by themselves.
 
@@ -146,14 +151,10 @@ class WarmWorkers(PContext):
         """
         if set(self._exit_codes.values()) != {EXIT_PREEMPTED}:
             return False
-        if self.have_saved():
+        if self.is_preempted:
             raise PreemptedError("all ranks were asked to end and have saved their state")
         self._stopping_s = self._stopping_s or time.monotonic()
         return time.monotonic() - self._stopping_s < self._job.grace_s
-
-    def have_saved(self) -> bool:
-        """Whether all workers were asked to end, and have ended with their state saved."""
-        return len(self._exit_codes) == self.nprocs and set(self._exit_codes.values()) == {EXIT_PREEMPTED}
 
     def _poll(self) -> RunProcsResult | None:
         self._listen(0)
