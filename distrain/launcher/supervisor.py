@@ -8,33 +8,28 @@ answered in one loop, which is why it is long.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import math
 import os
 import secrets
 import selectors
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import distrain
-from distrain.errors import EXIT_PREEMPTED, UsageError
+from distrain.errors import EXIT_PREEMPTED
 from distrain.launcher import precheck
 from distrain.launcher.incoming_signals import IncomingSignals
-from distrain.launcher.node_run_dir import open_run_dir
 from distrain.launcher.outcome import Outcome
 from distrain.launcher.retry import Blow, why_not_again
 from distrain.launcher.scheduler_signals import SchedulerSignals
-from distrain.launcher.shared_memory import free_and_size, shortage
-from distrain.launcher.smoke import EXIT_FAILED, SmokeTest
+from distrain.launcher.smoke import SmokeTest
 from distrain.launcher.standstills import Standstills
 from distrain.launcher.starting import agent_job, start_server
 from distrain.launcher.vigil import Vigil
@@ -48,7 +43,7 @@ from distrain.supervision.logs import Console, PseudoTerminal, tail_lines
 from distrain.supervision.reaping import adopt_orphans, descendants, kill_descendants, reap
 from distrain.supervision.record import RunRecord
 
-__all__ = ["run"]
+__all__ = ["Supervisor"]
 
 _ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 """Signals that are always ours, because they would end this process; the plan may name more."""
@@ -61,57 +56,7 @@ _AGENT_ENDS_S = 10.0
 """How long the agent may take to end after a signal, beside what the ranks may take."""
 
 
-def run(plan: Plan, *, environ: Mapping[str, str]) -> int:
-    """Carry out a plan in this process, which is the supervisor from then on.
-
-    Args:
-        plan: What to launch.
-        environ: The environment to launch it with.
-
-    Returns:
-        The exit code: 0 all workers ended well · N the root-cause worker's own · 128+S it died of signal S ·
-        124 it hung · 130 interrupted · 75 preempted with the state saved · 1 the launcher itself failed.
-
-    Raises:
-        UsageError: What the device needs is not installed.
-        RunDirError: The run directory cannot be used.
-    """
-    if plan.device == "xla" and importlib.util.find_spec("torch_xla") is None:
-        raise UsageError(
-            f"device xla: torch_xla is not installed for {sys.executable}; pip install 'distrain[xla]' brings it with "
-            "the torch that fits it."
-        )
-    if plan.smoke:
-        return _run_smoke_test(plan, environ)
-    return _run(plan, environ)
-
-
-def _run_smoke_test(plan: Plan, environ: Mapping[str, str]) -> int:
-    """Carry out a smoke test, in a run directory that is kept only for somebody to look why it failed."""
-    folder = Path(tempfile.mkdtemp(prefix=f"distrain-smoke-{plan.name}-"))
-    code = None
-    try:
-        code = _run(replace(plan, run_dir=folder), environ)
-    finally:
-        if code != EXIT_FAILED:
-            shutil.rmtree(folder, ignore_errors=True)
-    return code
-
-
-def _run(plan: Plan, environ: Mapping[str, str]) -> int:
-    warnings: list[str] = []
-    shared_memory = free_and_size()
-    if shared_memory is not None and (short := shortage(*shared_memory, plan.nproc)):
-        warnings.append(short)
-    door = None if plan.meeting is None else precheck.open_door(plan.meeting, warnings.append)
-    record, shared = open_run_dir(plan, is_head=door is not None)
-    try:
-        return _Supervisor(plan, record, environ, door=door, shared_run_dir=shared, warnings=warnings).run()
-    finally:
-        record.close()
-
-
-class _Supervisor:
+class Supervisor:
     """One run, from the first process to the last."""
 
     def __init__(

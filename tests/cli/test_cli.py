@@ -104,7 +104,7 @@ def test_what_follows_the_script_is_the_scripts_own(capsys, word):
 
 
 def test_warnings_of_the_plan_are_said_before_the_launch(capsys, monkeypatch):
-    monkeypatch.setattr("distrain.launcher.supervisor.run", lambda plan, environ: 0)
+    monkeypatch.setattr("distrain.launcher.run.run", lambda plan, environ: 0)
     code, _, err = answer(capsys, "launch", "--nproc", "1", "--local-ranks-filter", "5", "train.py")
     assert (code, err) == (0, "distrain: warning: --local-ranks-filter: there is no local rank 5 among 1\n")
 

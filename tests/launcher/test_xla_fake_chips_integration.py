@@ -31,11 +31,11 @@ import os, sys
 from dataclasses import replace
 from pathlib import Path
 
-from distrain.launcher import supervisor
+from distrain.launcher.run import run
 from distrain.plan import Program, resolve
 
 plan = resolve(Program(kind="script", target="train.py"), {"device": "xla", "run_dir": "run"}, environ=os.environ)
-sys.exit(supervisor.run(replace(plan, nproc=2), environ=os.environ))  # as many as the host would have chips
+sys.exit(run(replace(plan, nproc=2), environ=os.environ))  # as many as the host would have chips
 """
 
 TRAIN = """
