@@ -19,6 +19,7 @@ from distrain.runtime.devices import SUPPORTED
 from distrain.training.apex_amp import initialize
 from distrain.training.checks import one_of
 from distrain.training.precision import AMP_MODES
+from distrain.training.steady_ddp import SteadyDDP
 
 __all__ = ["ddp_of", "device_of", "prepare", "unwrap"]
 
@@ -38,10 +39,10 @@ def prepare(
     """Make models and optimizers ready for all ranks. Every rank must call it, with the same objects in order.
 
     Each module with a parameter that requires grad is wrapped in DistributedDataParallel, which gives every rank the
-    weights of rank 0. On XLA devices a module gets those too and stays bare: the trainer's step reduces. In a world of
-    one nothing is wrapped: there is nobody to reduce with, and a wrapper would only cost time and change the names in
-    the state dict. Modules without such parameters, optimizers and learning-rate
-    schedulers are returned as they are, once checked.
+    weights of rank 0; its buckets are arranged once, so that a resumed run is the same to the last bit. On XLA devices
+    a module gets those weights too and stays bare: the trainer's step reduces. In a world of one nothing is wrapped:
+    there is nobody to reduce with, and a wrapper would only cost time and change the names in the state dict. Modules
+    without such parameters, optimizers and learning-rate schedulers are returned as they are, once checked.
 
     With `amp_mode="apex"` all models and optimizers first go through `amp.initialize`, which must see them before any
     wrapper: it casts and replaces what DDP would have taken hold of.
@@ -117,9 +118,10 @@ def _check_kind(value: Any) -> None:
 
 def _check_model(model: nn.Module) -> None:
     inner = getattr(model, COMPILED, model)
-    if isinstance(inner, WRAPPERS):
-        raise ValueError(  # noqa: TRY004  # the type is right, its state is not
-            f"The model is wrapped in {type(inner).__name__} already. Give prepare() the bare model: what must come "
+    wrapper = next((each for each in WRAPPERS if isinstance(inner, each)), None)
+    if wrapper is not None:
+        raise ValueError(
+            f"The model is wrapped in {wrapper.__name__} already. Give prepare() the bare model: what must come "
             "before the wrapping, such as apex's amp.initialize, could not be done any more."
         )
     devices = {parameter.device for parameter in model.parameters()}
@@ -166,9 +168,7 @@ def _wrap(model: nn.Module, options: Mapping[str, Any]) -> nn.Module:
     if device.type == "xla":
         copy_from_main([*model.parameters(), *model.buffers()])
         return model
-    return DistributedDataParallel(
-        model, **{"device_ids": [device.index] if device.type == "cuda" else None, **options}
-    )
+    return SteadyDDP(model, **{"device_ids": [device.index] if device.type == "cuda" else None, **options})
 
 
 def device_of(model: Any) -> torch.device:

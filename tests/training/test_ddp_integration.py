@@ -251,3 +251,34 @@ def test_without_set_to_none_gradients_are_zeros_when_a_window_begins(ranks):
     for each in trained(ddp_scenarios.zeros_kept):
         assert [iteration for iteration, _ in each["seen"]] == list(range(2, 17))
         assert [iteration for iteration, zero in each["seen"] if zero] == [5, 9, 13]
+
+
+def after_steps(model, numbers):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for number in numbers:
+        draw = torch.Generator().manual_seed(1000 * number + dist.get_rank())
+        optimizer.zero_grad()
+        model(torch.randn(8, 64, generator=draw)).pow(2).mean().backward()
+        optimizer.step()
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+@three
+@pytest.mark.parametrize(
+    "options", [{}, {"find_unused_parameters": True}, {"static_graph": True}, {"bucket_cap_mb": 0.03}]
+)
+def test_among_three_ranks_a_resumed_model_goes_on_to_the_very_same_weights(ranks, options):
+    """DDP alone begins with other buckets than it goes on with, and three numbers add up otherwise in another order."""
+
+    def model():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(*[torch.nn.Linear(64, 64) for _ in range(6)])
+
+    whole = distrain.prepare(model(), ddp_options=options)
+    after_steps(whole, range(3))
+    saved = {name: value.clone() for name, value in whole.module.state_dict().items()}
+    expected = after_steps(whole, range(3, 6))
+
+    resumed = distrain.prepare(model(), ddp_options=options)
+    resumed.module.load_state_dict(saved)
+    assert all(map(torch.equal, after_steps(resumed, range(3, 6)), expected))

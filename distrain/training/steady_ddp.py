@@ -1,0 +1,42 @@
+"""DDP whose buckets are arranged once, so that a resumed run adds up gradients in the same order.
+
+DDP arranges its buckets anew after the first backward pass, in the order in which gradients came. Among three ranks or
+more the order in which an all-reduce adds numbers up depends on their place in the bucket: a resumed run, whose first
+step has the first arrangement again, would end some last bits apart from the run that was not stopped.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch.nn.parallel import DistributedDataParallel
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["SteadyDDP"]
+
+
+class SteadyDDP(DistributedDataParallel):
+    """DistributedDataParallel with the arrangement of its buckets that it keeps: from the last parameter to the first.
+
+    That is about the order in which gradients come, and the one that DDP itself begins with. Where `_build_params…` and
+    `_push_all…` are not there, in another release of torch, it is plain DDP.
+
+    Args:
+        module: As for DistributedDataParallel, and so are the others.
+        **options: As there.
+    """
+
+    def __init__(self, module: torch.nn.Module, **options: Any) -> None:
+        super().__init__(module, **options)
+        push = getattr(self.reducer, "_push_all_rebuilt_params", None)
+        if push is not None:
+            # DDP's own way to arrange them without a backward pass, for ranks that have no batch left. It takes the
+            # parameters in their order here, and then never again.
+            push()
+            self.reducer._rebuild_buckets()  # noqa: SLF001  # as DDP does ahead of each forward pass
+
+    def _build_params_for_reducer(self) -> tuple[list[torch.nn.Parameter], list[bool]]:
+        parameters, expect_sparse = super()._build_params_for_reducer()  # type: ignore[no-untyped-call]
+        return parameters[::-1], expect_sparse[::-1]
