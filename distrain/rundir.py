@@ -9,6 +9,7 @@
     <run>/attempt-0/stacks.txt                  those of all ranks together, when one hung or somebody asked
     <run>/launcher.log                          what torch's elastic agent and the fork server had to say
     <run>/checkpoints/step-00000100/            written by rank 0
+    <run>/smoke/                                what the ranks of a smoke test found; such a run is not kept
     <run>/metrics.jsonl
     <run>/failure.json  report.html
     <run>/requeue.json                          how often a scheduler was asked to queue the run again
@@ -31,6 +32,7 @@ __all__ = [
     "DEFAULT_PARENT",
     "ENV_LAUNCH_ID",
     "ENV_RUN_DIR",
+    "ENV_SMOKE",
     "RunDir",
     "as_typed",
     "checkpoint_order",
@@ -47,6 +49,8 @@ ENV_RUN_DIR = "DISTRAIN_RUN_DIR"
 ENV_LAUNCH_ID = "DISTRAIN_LAUNCH_ID"
 """The environment variable that names the launch: the same for its nodes and attempts, never the same twice. Without it
 no `distrain launch` stands above a worker."""
+ENV_SMOKE = "DISTRAIN_SMOKE_TEST"
+"""The environment variable that makes a worker one of a smoke test: where it leaves what it finds."""
 
 DEFAULT_PARENT = "runs"
 """Where runs are made when no run directory is given, below the current folder."""
@@ -98,6 +102,10 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
+
+    @property
+    def smoke(self) -> Path:
+        return self.root / "smoke"
 
     @property
     def report(self) -> Path:

@@ -32,6 +32,7 @@ TORCH_FREE = (
     "distrain.plan",
     "distrain.schedulers",
     "distrain.supervision",
+    "distrain.launcher.run",
     "distrain.launcher.supervisor",
 )
 HEAVY = ("torch", "numpy", "accelerate", "torch_xla")

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         argv: The arguments after `launch`.
 
     Returns:
-        The exit code, as `supervisor.run` has it.
+        The exit code, as `distrain.launcher.run` has it.
 
     Raises:
         UsageError: The command line, the script or the run directory cannot be used.
@@ -58,9 +58,9 @@ def main(argv: Sequence[str]) -> int:
     for warning in plan.warnings:
         print(f"distrain: warning: {warning}", file=sys.stderr)
 
-    from distrain.launcher import supervisor
+    from distrain.launcher.run import run
 
-    return supervisor.run(plan, environ=os.environ)
+    return run(plan, environ=os.environ)
 
 
 def _read(argv: Sequence[str]) -> tuple[dict[str, str], str | None, list[str]]:

@@ -23,11 +23,15 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}. {self.prog} --help lists the options.")
 
     def _get_option_tuples(self, option_string: str) -> list[Any]:
-        """Return the options that a word may abbreviate: torchrun's one alone, where only one of them is torchrun's."""
+        """Return the option that a word abbreviates: torchrun's, where only one of them is torchrun's.
+
+        An ambiguous word abbreviates nothing. argparse asks for the script's own arguments too (before Python 3.12),
+        which may be called anything; ahead of the script it is an unknown option.
+        """
         matches: list[Any] = super()._get_option_tuples(option_string)
         torchruns = {each.name for each in OPTIONS if each.is_torchruns}
-        named = [match for match in matches if match[0].dest in torchruns]
-        return named[:1] if len({match[0].dest for match in named}) == 1 else matches
+        named = [match for match in matches if match[0].dest in torchruns] or matches
+        return named[:1] if len({match[0].dest for match in named}) == 1 else []
 
 
 def add_launch_options(parser: argparse.ArgumentParser, *, hidden: Callable[[Option], bool] = lambda _: False) -> None:

@@ -12,9 +12,13 @@ import signal
 import traceback
 from collections.abc import Callable, Iterable
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from distrain.errors import EXIT_PREEMPTED, LaunchError, PreemptedError
 from distrain.launcher.protocol import AgentJob, Channel
+
+if TYPE_CHECKING:
+    from distrain.launcher.joining import Joining
 
 __all__ = ["main"]
 
@@ -97,11 +101,7 @@ def _run(job: AgentJob, channel: Channel, blocked: Iterable[signal.Signals]) -> 
         **(joining.settings() if joining else settings(job)),
     )
     try:
-        outcome, code = "succeeded", 0
-        try:
-            launch_agent(config, job.command[0], job.command[1:])
-        except PreemptedError:
-            outcome, code = "preempted", EXIT_PREEMPTED
+        is_preempted = _is_preempted(lambda: launch_agent(config, job.command[0], job.command[1:]), joining)
         if joining:
             joining.succeeded()
     except (ChildFailedError, NotRetriedError, RestartsSpentError) as error:
@@ -112,7 +112,7 @@ def _run(job: AgentJob, channel: Channel, blocked: Iterable[signal.Signals]) -> 
         return 1
     except SignalException as error:
         if joining:
-            joining.stopped(int(error.sigval))
+            joining.left(int(error.sigval))
         channel.send("report", outcome="signalled", signal=int(error.sigval))
         return 128 + int(error.sigval)
     except LaunchError as error:
@@ -128,5 +128,23 @@ def _run(job: AgentJob, channel: Channel, blocked: Iterable[signal.Signals]) -> 
             "report", outcome="broken", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc()
         )
         return 1
-    channel.send("report", outcome=outcome)
-    return code
+    channel.send("report", outcome="preempted" if is_preempted else "succeeded")
+    return EXIT_PREEMPTED if is_preempted else 0
+
+
+def _is_preempted(launch: Callable[[], object], joining: Joining | None) -> bool:
+    """Run the workers to their good end; return whether they were asked to end and have saved their state.
+
+    Ranks of other nodes may still be saving when this one's have, also where it was this one that got the signal.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    try:
+        launch()
+    except PreemptedError:
+        return True
+    except SignalException:
+        if joining is None or not joining.is_preempted:
+            raise
+        return True
+    return False

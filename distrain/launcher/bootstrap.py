@@ -11,6 +11,7 @@ import contextlib
 import faulthandler
 import fcntl
 import functools
+import importlib
 import io
 import os
 import pkgutil
@@ -27,7 +28,7 @@ from types import TracebackType
 from typing import Any
 
 from distrain.launcher.protocol import WorkerJob
-from distrain.rundir import write_atomic
+from distrain.rundir import ENV_SMOKE, write_atomic
 from distrain.supervision import heartbeat
 from distrain.supervision.exception_record import encode, exception_record
 from distrain.supervision.stacks import STACKS_SIGNAL
@@ -65,6 +66,9 @@ def become(job: WorkerJob) -> None:
     _let_gloo_finish()
     _show_stacks_when_asked(job)
     _show_each_step()
+    if ENV_SMOKE in job.env:
+        # By name, in this process alone: nothing else of the launcher knows the workers' library.
+        importlib.import_module("distrain.smoke").install()
     _set_title(job.command)
 
 

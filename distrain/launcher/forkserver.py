@@ -41,7 +41,7 @@ WORKER_PRELOAD = (
     "torch._dynamo",  # the first optimizer imports it: half a second in every worker otherwise
 )
 
-FROM_AGENT = ("failed", "note", "report")
+FROM_AGENT = ("failed", "note", "report", "round", "word")
 """What the agent says to the supervisor, by way of this process."""
 
 Next = Callable[[], None]
@@ -175,7 +175,7 @@ class _ForkServer:
             self._kill(message["pid"], message["signal"])
         elif op in FROM_AGENT:
             self._tell_supervisor(f"agent_{op}", **{key: value for key, value in message.items() if key != "op"})
-        elif op in ("hung", "verdict"):
+        elif op in ("hung", "tell_nodes", "verdict"):
             self._tell_agent(**message)
         else:
             raise AssertionError(f"unknown request {op!r}")

@@ -15,7 +15,7 @@ from distrain.launcher.protocol import AgentJob, Channel
 from distrain.launcher.rank_logs import RunDirLogs
 from distrain.launcher.workers import WarmWorkers
 from distrain.supervision.classify import classify
-from distrain.supervision.failure import Standing, describe
+from distrain.supervision.failure import Standing, describe, from_json
 from distrain.supervision.logs import tail_lines
 
 if TYPE_CHECKING:
@@ -74,6 +74,14 @@ class JoinedWorkers(WarmWorkers):
         self._ended_ns: dict[int, int] = {}
         self._is_judged = False
         self._is_collateral = False
+        self._hangs_elsewhere = False
+
+    def _hung(self, message: Mapping[str, Any]) -> None:
+        self._hangs_elsewhere = message["elsewhere"]
+        super()._hung(message)
+
+    def _tell_nodes(self, attempt: int, word: Mapping[str, Any]) -> None:
+        self._nodes.tell(attempt, word)
 
     def _exited(self, local_rank: int, message: dict[str, Any]) -> None:
         super()._exited(local_rank, message)
@@ -117,13 +125,15 @@ class JoinedWorkers(WarmWorkers):
         left as they are: libraries end so when they were cut off.
         """
         code, record = self._failures[local_rank].exitcode, self._exception(local_rank)
-        standing = classify(code, record, tail_lines(self._stderr(local_rank), _TAIL_LINES)).standing
+        was_asked = self._hangs_elsewhere
+        tail = tail_lines(self._stderr(local_rank), _TAIL_LINES)
+        standing = classify(code, record, tail, was_asked=was_asked).standing
         aborted = code == -signal.SIGABRT
         died_ns = self._ended_ns[local_rank] - (0 if aborted else _TAKEN_APART_NS)
         return _Failed(standing=standing, since_ns=died_ns if record is None else record["monotonic_ns"], record=record)
 
     def _told(self, verdict: Mapping[str, Any]) -> None:
-        self._nodes.report = verdict["report"]
+        self._nodes.reported(from_json(verdict["report"]))
 
     def _stderr(self, local_rank: int) -> Path:
         return Path(self.error_files[local_rank]).with_name("stderr.log")

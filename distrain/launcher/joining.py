@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import secrets
@@ -76,7 +75,7 @@ class Joining:
             "local_addr": meeting.local_addr,
         }
 
-    def starter(self) -> Callable[..., Any]:
+    def starter(self) -> Callable[..., JoinedWorkers]:
         """Return what takes the place of torch's `start_processes`."""
 
         def nodes() -> NodesRendezvous:
@@ -85,16 +84,23 @@ class Joining:
 
         start = joined_starter(self._channel, self._job, self._logs, nodes)
 
-        def start_processes(**options: Any) -> JoinedWorkers:
-            self._workers = start(**options)
+        def start_processes(**how: Any) -> JoinedWorkers:
+            self._workers = start(**how)
             return self._workers
 
         return start_processes
 
+    @property
+    def is_preempted(self) -> bool:
+        """Whether all ranks of this node were asked to end and have saved their state."""
+        return self._workers is not None and self._workers.is_preempted
+
     def _make_handler(self, parameters: RendezvousParameters) -> RendezvousHandler:
-        self._place = MeetingPlace(self._meeting, self._facts(), door=self._job.door, say=self._say)
+        self._place = MeetingPlace(self._meeting, self._facts(), door=self._job.door, say=self._say, hear=self._hear)
         threading.Thread(target=self._end_if_stuck, name="distrain-backstop", daemon=True).start()
-        self._nodes = NodesRendezvous(parameters, place=self._place, say=self._say, logs=self._logs)
+        self._nodes = NodesRendezvous(
+            parameters, place=self._place, say=self._say, logs=self._logs, began=self._round_began
+        )
         return self._nodes
 
     def _facts(self) -> Facts:
@@ -123,6 +129,15 @@ class Joining:
     def _say(self, text: str, *, elsewhere: bool = False) -> None:
         self._channel.send("note", text=text, elsewhere=elsewhere)
 
+    def _hear(self, message: Mapping[str, Any]) -> None:
+        """Pass on what another node's supervisor says."""
+        self._channel.send("word", attempt=message["round"], token=message["token"], word=message["word"])
+
+    def _round_began(self, attempt: int, nodes: list[Facts]) -> None:
+        assert self._place is not None
+        told = [{"token": node.token, "host": node.host, "nproc": node.nproc} for node in nodes]
+        self._channel.send("round", attempt=attempt, mine=self._place.facts.token, nodes=told)
+
     def _end_if_stuck(self) -> None:
         """End the run when the main thread does not take notice: it waits in a call of torch's for a link cut off."""
         assert self._place is not None
@@ -137,7 +152,10 @@ class Joining:
     # The last word to the others.
 
     def succeeded(self) -> None:
-        """This node's ranks have ended well. The head stays until those of the others have too.
+        """This node's ranks have ended well, or have saved their state.
+
+        The head stays until those of the others have too, and so does the node that holds the store of the ranks: they
+        may still need it.
 
         Raises:
             EndedElsewhereError: They have not.
@@ -149,6 +167,8 @@ class Joining:
         self._place.watch.drain()
         if self._place.is_head:
             self._place.wait_for_others()
+        elif self._nodes is not None and self._nodes.holds_store:
+            self._place.membership.await_others()
 
     def failed(self) -> None:
         """This node's ranks failed, and the run with them."""
@@ -159,18 +179,6 @@ class Joining:
             self._place.watch.tell("failed", token=token, text=failure[0], exit_code=failure[1], report=report)
             self._place.watch.tell("leave", how="has left")
             self._place.watch.drain()
-
-    def stopped(self, number: int) -> None:
-        """This node was asked to end by a signal.
-
-        When its ranks have saved their state, those of the others have stopped after the same step and are about to
-        end too, by themselves: they are not to be ended for want of this node.
-        """
-        if self._workers is None or not self._workers.have_saved():
-            self.left(number)
-            return
-        with contextlib.suppress(EndedElsewhereError):  # it is known already how this node's ranks ended
-            self.succeeded()
 
     def left(self, why: int | Exception) -> None:
         """This node ends for a reason of its own: a signal, or an error."""

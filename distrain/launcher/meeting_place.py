@@ -28,7 +28,7 @@ from distrain.launcher.precheck import PATIENCE_S, await_answer, join_timeout_s,
 from distrain.launcher.watch import Head, Member
 from distrain.plan.meeting import Meeting
 
-__all__ = ["NODE_TIMEOUT_S", "MeetingPlace", "unshared_store"]
+__all__ = ["NODE_TIMEOUT_S", "SUPERVISORS", "MeetingPlace", "unshared_store"]
 
 NODE_TIMEOUT_S = 10.0
 """After so much silence a node is lost; `--rdzv-conf node_timeout=…` sets another time."""
@@ -39,6 +39,9 @@ DEFAULTS = {"last_call_timeout": 5, "keep_alive_interval": 2, "keep_alive_max_at
 _READ_TIMEOUT_S = 60
 _MEET_S = 15.0
 """What answers has so long to show that it is a launch of distrain."""
+
+SUPERVISORS = "supervisors"
+"""Words of the nodes' supervisors to each other, which the agents only pass on."""
 
 _WATCH_KEY = "distrain/watch"
 
@@ -53,15 +56,25 @@ class MeetingPlace:
         facts: This node's, but for its addresses.
         door: The bound socket of the node that opens the place, as a descriptor; None on the others.
         say: Tells the user.
+        hear: Takes what other nodes' supervisors say.
 
     Raises:
         EndedElsewhereError: This node does not fit the others.
         LaunchError: Nobody answers there, or another program does.
     """
 
-    def __init__(self, meeting: Meeting, facts: Facts, *, door: int | None, say: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        meeting: Meeting,
+        facts: Facts,
+        *,
+        door: int | None,
+        say: Callable[..., None],
+        hear: Callable[[Mapping[str, Any]], None],
+    ) -> None:
         self._meeting = meeting
         self._say = say
+        self._hear = hear
         self._timeout_s = float(meeting.conf.get("node_timeout", NODE_TIMEOUT_S))
         if door is None:
             own, there = await_answer(meeting, say, lambda: None)
@@ -170,7 +183,7 @@ class MeetingPlace:
     def _open_watch(self) -> Head | Member:
         """Open the watch, unless another node was here first and has opened its own: then this one asks to join it."""
         watch = Head(
-            on_word=self.membership.take,
+            on_word=self._take,
             timeout_s=self._timeout_s,
             admit=self._admit,
             address=loopback_of(self._meeting),
@@ -180,6 +193,12 @@ class MeetingPlace:
             return watch
         watch.close()
         return self._join_watch()
+
+    def _take(self, op: str, message: Mapping[str, Any]) -> None:
+        if op == SUPERVISORS:
+            self._hear(message)
+        else:
+            self.membership.take(op, message)
 
     def _admit(self, message: Mapping[str, Any]) -> str | None:
         refusal = self.membership.admit(message, time.time())
@@ -195,7 +214,7 @@ class MeetingPlace:
         self.membership.head_name = head.name
         try:
             watch = Member(
-                on_word=self.membership.take,
+                on_word=self._take,
                 timeout_s=self._timeout_s,
                 address=self.facts.head_address,
                 port=told["port"],

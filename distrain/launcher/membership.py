@@ -7,6 +7,7 @@ The watch's thread tells what happened (`take`), the agent's main thread asks wh
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from distrain.errors import LaunchError
 from distrain.launcher.facts import Facts, clock_warning, misfit, warnings
 
 __all__ = ["EndedElsewhereError", "Membership"]
+
+_LOOK_S = 0.05
 
 
 class EndedElsewhereError(LaunchError):
@@ -54,6 +57,7 @@ class Membership:
         self._changed = False
         self._newcomer_is_said = False
         self._finished = False
+        self._is_head_gone = False
         self.head_name = "the node where all meet"
         self.round = -1
         self.ended = threading.Event()
@@ -119,6 +123,17 @@ class Membership:
         if not is_said:
             self._say("another node comes in; all ranks start anew", elsewhere=True)
 
+    def await_others(self) -> None:
+        """Wait until the ranks of every other node of the round have ended well, or the node is gone.
+
+        Raises:
+            EndedElsewhereError: They have failed.
+        """
+        while self._members.keys() - self._gone - self._done - {self._mine.token} and not self._is_head_gone:
+            self.check()
+            time.sleep(_LOOK_S)
+        self.check()
+
     def finished(self) -> None:
         """Note that this node's ranks have ended well: what becomes of the head is no longer its business."""
         self._finished = True
@@ -132,6 +147,7 @@ class Membership:
                 self._gone.add(message["token"])
             self._lost(message["token"], message["how"])
         elif op == "head_gone":
+            self._is_head_gone = True
             if not self._finished:
                 self._end(f"{self.head_name} {message['how']}; the nodes meet there, so the run ends on this one")
         elif op == "failing" and message["round"] == self.round:

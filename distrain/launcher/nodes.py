@@ -29,10 +29,11 @@ from distrain.launcher.agent_store import AgentStore
 from distrain.launcher.apart import apart
 from distrain.launcher.facts import Facts, in_order, spans
 from distrain.launcher.interface import gloo_variables
-from distrain.launcher.meeting_place import MeetingPlace, unshared_store
+from distrain.launcher.meeting_place import SUPERVISORS, MeetingPlace, unshared_store
 from distrain.launcher.rank_logs import RunDirLogs
 from distrain.launcher.round_store import open_store, reachable_address
 from distrain.rundir import ENV_LAUNCH_ID, ENV_RUN_DIR
+from distrain.supervision.failure import Report, exit_code_of, to_json
 
 __all__ = ["BACKEND", "NodesRendezvous", "RestartsSpentError"]
 
@@ -58,6 +59,7 @@ class NodesRendezvous(RendezvousHandler):
         place: Where the nodes meet.
         logs: Told which attempt comes next.
         say: Tells the user; `elsewhere` marks the reason for a new attempt that is not this node's.
+        began: Told which attempt begins, and the nodes in it.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class NodesRendezvous(RendezvousHandler):
         place: MeetingPlace,
         logs: RunDirLogs,
         say: Callable[..., None],
+        began: Callable[[int, list[Facts]], None],
     ) -> None:
         self._run_id = parameters.run_id
         self._place = place
@@ -74,6 +77,7 @@ class NodesRendezvous(RendezvousHandler):
         self._membership = place.membership
         self._logs = logs
         self._say = say
+        self._began = began
         self.failure: tuple[str, int] | None = None
         """What this node's ranks last failed of, and the exit code that follows from it."""
         self.report: Mapping[str, Any] | None = None
@@ -100,6 +104,11 @@ class NodesRendezvous(RendezvousHandler):
     def restarts(self) -> int:
         """How many failures the run has restarted from, the same on every node."""
         return self._facts.restarts
+
+    @property
+    def holds_store(self) -> bool:
+        """Whether the store of this round's workers is in this process."""
+        return self._worker_store is not None
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Join the next round.
@@ -160,6 +169,17 @@ class NodesRendezvous(RendezvousHandler):
             return True
         self.failure = (text, exit_code)
         return False
+
+    def reported(self, report: Report) -> None:
+        """Take in what the supervisor makes of this node's failure, which knows more than an exit code."""
+        cause = report.root_cause
+        self.failure = (f"rank {cause.rank}: {cause.kind}: {cause.message}", exit_code_of(report))
+        self.report = to_json(report)
+
+    def tell(self, attempt: int, word: Mapping[str, Any]) -> None:
+        """Say something of the supervisor's to those of the other nodes, if it is of the present round."""
+        if attempt == self._membership.round:
+            self._place.watch.tell(SUPERVISORS, token=self._facts.token, round=attempt, word=word)
 
     def is_closed(self) -> bool:
         return self._apart(self._inner.is_closed)
@@ -232,6 +252,7 @@ class NodesRendezvous(RendezvousHandler):
         self._asked = False
         self._logs.attempt = attempt - 1
         self._membership.began(attempt, nodes)
+        self._began(attempt, nodes)
         count = f"{len(nodes)} node{'s' * (len(nodes) != 1)}"
         self._say(f"{count} together · {spans(nodes)} · this is node {rank} · store at {address}:{port_text}")
         agents = AgentStore("agents", store, self._membership)

@@ -10,19 +10,19 @@ from dataclasses import replace
 from typing import Any
 
 from distrain.errors import EXIT_PREEMPTED
+from distrain.launcher.inquiry import Found
 from distrain.launcher.retry import Blow
-from distrain.launcher.vigil import Standstill, Vigil
+from distrain.launcher.vigil import Vigil
 from distrain.rundir import RunDir
 from distrain.supervision.beat import Beat
 from distrain.supervision.classify import classify, did_not_take_part, root_cause
 from distrain.supervision.failure import Exit, Failure, Report, Standing, describe, frames_of, recorded_in
 from distrain.supervision.frames import Frame, is_library
-from distrain.supervision.hangs import Hang
 from distrain.supervision.hints import hints_for
 from distrain.supervision.logs import tail_lines
 from distrain.supervision.report import rank_names
 
-__all__ = ["EXIT_HANG", "Outcome", "exit_code_of"]
+__all__ = ["EXIT_HANG", "Outcome"]
 
 EXIT_HANG = 124
 """The launcher's exit code for a run that hung, as that of timeout(1)."""
@@ -43,7 +43,7 @@ class Outcome:
     def __init__(self, rundir: RunDir, vigil: Vigil | None = None) -> None:
         self._rundir = rundir
         self._vigil = vigil
-        self._hang: tuple[Hang, Standstill] | None = None
+        self._hang: Found | None = None
         self._exits: list[Exit] = []
         self._beats: dict[int, Beat] = {}
         self._records: dict[int, bytes] = {}
@@ -89,9 +89,9 @@ class Outcome:
         """Whether every worker of the present attempt was asked to end and has saved its state."""
         return bool(self._exits) and {end.exit_code for end in self._exits} == {EXIT_PREEMPTED}
 
-    def hung(self, hang: Hang, standstill: Standstill) -> None:
+    def hung(self, hang: Found) -> None:
         """Note that the present attempt is ended because it hangs."""
-        self._hang = (hang, standstill)
+        self._hang = hang
 
     def failure(self) -> Report | None:
         """Return why the present attempt failed; None when no worker of it ended badly."""
@@ -129,18 +129,29 @@ class Outcome:
         """Return the rank that the others waited for as the cause, when the attempt was ended because it hung."""
         if self._hang is None:
             return None
-        hang, standstill = self._hang
-        by_rank = {each.rank: each for each in failures}
-        silent = {each.beat.rank: each for each in hang.silent}
-        suspects = [rank for rank in (*standstill.odd, *hang.suspects, *silent) if rank in by_rank]
-        if not suspects:
+        found, by_rank = self._hang, {each.rank: each for each in failures}
+        silent = {each.beat.rank: each for each in found.hang.silent}
+        rank = next((rank for rank in found.suspects if rank in by_rank or rank in found.elsewhere), None)
+        if rank is None:
             return None
-        rank = suspects[0]
-        silent_s = silent[rank].silent_s if rank in silent else hang.timeout_s
-        where = standstill.doing.get(rank)
+        silent_s = silent[rank].silent_s if rank in silent else found.hang.timeout_s
+        where = found.doing.get(rank)
         message = f"no step for {silent_s:.0f} s{f'; it stood in {where}' if where else ''}"
-        return replace(
-            by_rank[rank], kind="Hang", message=message, exit_code=EXIT_HANG, standing=Standing.CAUSE, reason=""
+        known = by_rank.get(rank) or self._elsewhere(rank, found)
+        return replace(known, kind="Hang", message=message, exit_code=EXIT_HANG, standing=Standing.CAUSE, reason="")
+
+    def _elsewhere(self, rank: int, found: Found) -> Failure:
+        """Return what is known here of another node's rank, for the case that its own node reports no more."""
+        beat = next((each.beat for each in found.hang.silent if each.beat.rank == rank), None)
+        return Failure(
+            rank=rank,
+            host=found.elsewhere[rank],
+            kind="Hang",
+            message="",
+            exit_code=EXIT_HANG,
+            pid=0 if beat is None else beat.pid,
+            attempt=self.attempt,
+            step=None if beat is None else beat.iteration or beat.steps,
         )
 
     def _absent(self, failures: Sequence[Failure]) -> Failure | None:
@@ -168,10 +179,12 @@ class Outcome:
         )
 
     def _others(self, told: Collection[int]) -> tuple[str, ...]:
-        """Return where the ranks stood that did not fail themselves, a line for each place."""
+        """Return where the ranks stood that did not fail themselves, a line for each place; in a hang on all nodes."""
+        stood = dict(self._whereabouts([end.rank for end in self._exits]))
+        stood.update(self._hang.doing if self._hang else {})
         places: dict[str, list[int]] = {}
-        for rank, place in self._whereabouts([end.rank for end in self._exits if end.rank not in told]).items():
-            places.setdefault(place, []).append(rank)
+        for rank in sorted(stood.keys() - set(told)):
+            places.setdefault(stood[rank], []).append(rank)
         return tuple(f"{rank_names(ranks)}  {place}" for place, ranks in places.items())
 
     def _whereabouts(self, ranks: Sequence[int]) -> Mapping[int, str]:
@@ -239,9 +252,3 @@ class Outcome:
         except (OSError, ValueError):
             return None
         return record
-
-
-def exit_code_of(report: Report) -> int:
-    """Return the launcher's exit code for a failure: the root cause's own, or 128+S after signal S."""
-    code = report.root_cause.exit_code
-    return code if code > 0 else 128 - code

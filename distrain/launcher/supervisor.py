@@ -8,7 +8,6 @@ answered in one loop, which is why it is long.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import math
 import os
@@ -24,27 +23,27 @@ from pathlib import Path
 from typing import Any
 
 import distrain
-from distrain.errors import EXIT_PREEMPTED, UsageError
+from distrain.errors import EXIT_PREEMPTED
 from distrain.launcher import precheck
 from distrain.launcher.incoming_signals import IncomingSignals
-from distrain.launcher.node_run_dir import open_run_dir
-from distrain.launcher.outcome import Outcome, exit_code_of
+from distrain.launcher.outcome import Outcome
 from distrain.launcher.retry import Blow, why_not_again
 from distrain.launcher.scheduler_signals import SchedulerSignals
-from distrain.launcher.shared_memory import free_and_size, shortage
+from distrain.launcher.smoke import SmokeTest
+from distrain.launcher.standstills import Standstills
 from distrain.launcher.starting import agent_job, start_server
-from distrain.launcher.vigil import Standstill, Vigil
+from distrain.launcher.vigil import Vigil
 from distrain.plan.environment import shared_variables
 from distrain.plan.plan import Plan, interpreter_versions
 from distrain.plan.render import headline
 from distrain.rundir import ENV_LAUNCH_ID, ENV_RUN_DIR, as_typed, write_atomic
 from distrain.supervision import report
-from distrain.supervision.failure import Report, from_json, to_json
+from distrain.supervision.failure import Report, exit_code_of, from_json, to_json
 from distrain.supervision.logs import Console, PseudoTerminal, tail_lines
 from distrain.supervision.reaping import adopt_orphans, descendants, kill_descendants, reap
 from distrain.supervision.record import RunRecord
 
-__all__ = ["run"]
+__all__ = ["Supervisor"]
 
 _ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 """Signals that are always ours, because they would end this process; the plan may name more."""
@@ -57,39 +56,7 @@ _AGENT_ENDS_S = 10.0
 """How long the agent may take to end after a signal, beside what the ranks may take."""
 
 
-def run(plan: Plan, *, environ: Mapping[str, str]) -> int:
-    """Carry out a plan in this process, which is the supervisor from then on.
-
-    Args:
-        plan: What to launch.
-        environ: The environment to launch it with.
-
-    Returns:
-        The exit code: 0 all workers ended well · N the root-cause worker's own · 128+S it died of signal S ·
-        124 it hung · 130 interrupted · 75 preempted with the state saved · 1 the launcher itself failed.
-
-    Raises:
-        UsageError: What the device needs is not installed.
-        RunDirError: The run directory cannot be used.
-    """
-    if plan.device == "xla" and importlib.util.find_spec("torch_xla") is None:
-        raise UsageError(
-            f"device xla: torch_xla is not installed for {sys.executable}; pip install 'distrain[xla]' brings it with "
-            "the torch that fits it."
-        )
-    warnings: list[str] = []
-    shared_memory = free_and_size()
-    if shared_memory is not None and (short := shortage(*shared_memory, plan.nproc)):
-        warnings.append(short)
-    door = None if plan.meeting is None else precheck.open_door(plan.meeting, warnings.append)
-    record, shared = open_run_dir(plan, is_head=door is not None)
-    try:
-        return _Supervisor(plan, record, environ, door=door, shared_run_dir=shared, warnings=warnings).run()
-    finally:
-        record.close()
-
-
-class _Supervisor:
+class Supervisor:
     """One run, from the first process to the last."""
 
     def __init__(
@@ -115,9 +82,17 @@ class _Supervisor:
         self._vigil = Vigil(plan.nproc, record.rundir, plan.hang_timeout)
         self._host = socket.gethostname()
         self._outcome = Outcome(record.rundir, self._vigil)
+        self._smoke = SmokeTest(record.rundir, plan.nproc, plan.program.target) if plan.smoke else None
         self._report: Report | None = None
         self._ends_at_sigquit = "SIGQUIT" in plan.signals and plan.settings["signals_to_handle"].origin != "default"
-        self._hung_attempt = -1
+        self._standstills = Standstills(
+            self._vigil,
+            self._outcome,
+            record,
+            say=self._console.say,
+            send=self._send,
+            slack_s=2 * plan.monitor_interval_s,  # both agents take words in when they look at their workers
+        )
         self._blow: Blow | None = None
         self._not_retried: str | None = None
         self._agent_pid = 0
@@ -139,6 +114,8 @@ class _Supervisor:
             try:
                 self._start()
                 self._watch(wake_fd)
+                if self._smoke:
+                    self._smoke.note_left({*spare, self._server.pid, self._agent_pid})
             finally:
                 stuck = kill_descendants(spare=spare)
         if self._terminal:
@@ -165,7 +142,8 @@ class _Supervisor:
             status="running",
         )
         self._record.event("run_started", {"run_dir": str(self._rundir.root)})
-        self._say(f"{headline(plan)} · run directory {as_typed(self._rundir.root)}")
+        kept = "smoke test" if self._smoke else f"run directory {as_typed(self._rundir.root)}"
+        self._say(f"{headline(plan)} · {kept}")
         for text in filter(None, [*self._warnings, self._record.warning]):
             self._say(f"warning: {text}")
 
@@ -206,14 +184,16 @@ class _Supervisor:
                 self._console.show()
                 if self._control.fileno() in ready:
                     self._listen()
-                self._look_for_a_hang()
+                if not self._over:
+                    self._standstills.look()
                 for _ in reap():  # what was handed to us: as the first process of a container we get every orphan
                     pass
 
     def _listen(self) -> None:
         for message in self._control.receive():
             op = message.pop("op")
-            self._record.event(op, message)
+            if op != "agent_word":  # all nodes say one, again and again while one is busy alone
+                self._record.event(op, message)
             getattr(self, f"_on_{op}")(message)
         if self._control.closed and not self._over:
             self._broken.append("the fork server ended unexpectedly, and every worker with it")
@@ -224,10 +204,12 @@ class _Supervisor:
     def _on_ready(self, message: dict[str, Any]) -> None:
         self._record.update(versions={**interpreter_versions(), "torch": message["torch"]})
         if message["threads"] > 1 and self._plan.warm:
-            self._say(
-                f"warning: the fork server has {message['threads']} threads, so workers start cold; something "
-                "imported at start-up (a .pth file, sitecustomize) began one"
-            )
+            why = "something imported at start-up (a .pth file, sitecustomize) began one"
+            if self._smoke:  # they would run the whole script, and nobody would look
+                self._broken.append(f"the fork server has {message['threads']} threads, so workers start cold; {why}")
+                self._over = True
+                return
+            self._say(f"warning: the fork server has {message['threads']} threads, so workers start cold; {why}")
 
     def _on_preload_failed(self, message: dict[str, Any]) -> None:
         if message["module"] != "torch":
@@ -262,13 +244,26 @@ class _Supervisor:
 
     def _on_agent_failed(self, _message: dict[str, Any]) -> None:
         """The attempt has failed, and all its workers have ended: say whether another one makes sense."""
+        if self._smoke and self._smoke.begins_again():
+            self._say(f"starting all ranks again from the checkpoint after iteration {self._smoke.saved_at()}")
+            self._control.send("verdict", retry=True, report=None)
+            return
+        self._standstills.settle()
         self._report = self._outcome.failure()
         assert self._report is not None
         blow = self._outcome.blow(self._report)
-        if self._plan.max_restarts > 0 and self._plan.retry != "always":
+        if self._smoke:
+            self._not_retried = "a smoke test has failed"
+        elif self._plan.max_restarts > 0 and self._plan.retry != "always":
             self._not_retried = why_not_again(blow, self._blow)
         self._blow = blow
         self._control.send("verdict", retry=self._not_retried is None, report=to_json(self._report))
+
+    def _on_agent_round(self, message: dict[str, Any]) -> None:
+        self._standstills.round_began(message)
+
+    def _on_agent_word(self, message: dict[str, Any]) -> None:
+        self._standstills.heard(message)
 
     def _on_agent_note(self, message: dict[str, Any]) -> None:
         self._began_elsewhere |= message["elsewhere"]
@@ -290,35 +285,8 @@ class _Supervisor:
     def _tell_restart(self) -> None:
         failure, self._report = self._report or self._outcome.failure(), None
         elsewhere, self._began_elsewhere = self._began_elsewhere, False
-        if failure is not None and not elsewhere:
+        if failure is not None and not elsewhere and not self._smoke:
             self._say(f"attempt {failure.root_cause.attempt} failed, starting the next · {report.summary(failure)}")
-
-    # Standstills.
-
-    def _look_for_a_hang(self) -> None:
-        """End the attempt when its workers hang, once it is written down where each of them stands."""
-        hang = None if self._over else self._vigil.look()
-        if hang is None or self._hung_attempt == self._outcome.attempt:
-            return
-        self._hung_attempt = self._outcome.attempt
-        silent_s = min((each.silent_s for each in hang.silent), default=hang.timeout_s)
-        self._record.event("hang", {"timeout_s": hang.timeout_s, "silent_s": round(silent_s, 3)})
-        self._say(f"no progress for {hang.timeout_s:g} s; asking every rank where it stands")
-        standstill = self._ask_where_they_stand(wake_stopped=True)
-        self._outcome.hung(hang, standstill)
-        self._control.send("hung", attempt=self._hung_attempt)
-
-    def _ask_where_they_stand(self, *, wake_stopped: bool = False) -> Standstill:
-        standstill = self._vigil.where_they_stand(wake_stopped=wake_stopped)
-        path = self._rundir.all_stacks(self._outcome.attempt)
-        kept = ""
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, standstill.text + "\n")
-            kept = f" (also in {as_typed(path)})"
-        self._record.event("stacks", {"odd": list(standstill.odd)})
-        self._console.say(f"distrain: where the ranks stand{kept}\n{standstill.text}")
-        return standstill
 
     # Signals.
 
@@ -337,7 +305,7 @@ class _Supervisor:
             if number in (signal.SIGINT, signal.SIGQUIT) and sys.stderr.isatty():
                 self._console.break_line()  # the terminal has just echoed ^C
             if number == signal.SIGQUIT and not self._ends_at_sigquit:
-                self._ask_where_they_stand()
+                self._standstills.show()
                 continue
             if self._scheduler.came(number) and self._stopped_by is not None:
                 continue
@@ -356,6 +324,8 @@ class _Supervisor:
 
     def _conclude(self) -> int:
         """Say how the run ended, write it down and return the exit code."""
+        if self._smoke and self._stopped_by is None:
+            return self._conclude_smoke_test(self._smoke)
         where = f"run directory {as_typed(self._rundir.root)}"
         took = f"{time.monotonic() - self._began_s:.1f} s"
         failure = self._report or self._outcome.failure()
@@ -398,6 +368,24 @@ class _Supervisor:
         self._record.update(status=status, exit_code=code, ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
         return code
 
+    def _conclude_smoke_test(self, smoke: SmokeTest) -> int:
+        """Say what came of a smoke test, and return the exit code."""
+        failure = self._report or self._outcome.failure()
+        trouble = self._agent_report.get("outcome", "")
+        if self._broken:
+            trouble = self._broken[0].splitlines()[0]
+            self._say("\n".join([*self._broken, *tail_lines(self._rundir.launcher_log, _LAUNCHER_LOG_LINES)]))
+        elif trouble == "succeeded":
+            trouble = ""
+        elif failure is not None and not self._outcome.is_preempted():
+            trouble = report.summary(failure)
+            self._show(failure)
+        code = smoke.conclude(trouble)
+        self._say(smoke.text(time.monotonic() - self._began_s))
+        if code:
+            self._say(f"exit code {code} · logs and findings: {self._rundir.root}")
+        return code
+
     def _show(self, failure: Report) -> None:
         """Show why the run failed, and write it down."""
         try:
@@ -405,6 +393,9 @@ class _Supervisor:
         except OSError as error:
             self._say(f"warning: {as_typed(self._rundir.failure)} could not be written: {error.strerror}")
         self._console.say(report.render(failure))
+
+    def _send(self, op: str, **fields: Any) -> None:
+        self._control.send(op, **fields)
 
     def _say(self, text: str) -> None:
         self._console.say(f"distrain: {text}")

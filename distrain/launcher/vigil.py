@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import textwrap
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from distrain.rundir import RunDir
 from distrain.supervision import stacks
 from distrain.supervision.beat import Beat
 from distrain.supervision.capture import capture
-from distrain.supervision.hangs import Hang, HangWatch
+from distrain.supervision.hangs import Hang, HangWatch, Silence
 from distrain.supervision.heartbeat import Board
 from distrain.supervision.memory import OomWatch
 
@@ -29,14 +29,19 @@ class Standstill:
     """Where every rank of this node stood at one moment.
 
     Args:
-        text: For people.
-        odd: The ranks that the others probably wait for; empty when that cannot be told.
-        doing: Rank to where its main thread was, in a line; for those that answered.
+        groups: The ranks by their main stacks.
+        states: What each rank's process was doing before it was asked.
+        doing: Rank to where its main thread was, in a line; for those that answered or were stopped.
     """
 
-    text: str
-    odd: tuple[int, ...]
+    groups: Sequence[stacks.Group]
+    states: Mapping[int, stacks.ProcessState | None]
     doing: Mapping[int, str]
+
+    @property
+    def odd(self) -> tuple[int, ...]:
+        """The ranks that the others probably wait for; empty when that cannot be told."""
+        return stacks.odd_ones_out(self.groups)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +71,7 @@ class Vigil:
         self._memory = OomWatch()
         self._looked_ns = 0
         self._has_begun = False
+        self._hang: Hang | None = None
 
     @property
     def board(self) -> str:
@@ -79,6 +85,7 @@ class Vigil:
             self._attempt = message["attempt"]
             self._workers.clear()
             self._watch = HangWatch(self._timeout)
+            self._hang = None
             self._memory.begin()
         self._workers[message["rank"]] = _Watched(slot=message["local_rank"], pid=message["pid"])
 
@@ -99,11 +106,20 @@ class Vigil:
         beats = [self._board.look(worker.slot, rank) for rank, worker in self._workers.items()]
         return self._has_begun or any(beat.beats > 0 and beat.pid in pids for beat in beats)
 
+    @property
+    def timeout_s(self) -> float | None:
+        """As that of `HangWatch`."""
+        return self._watch.timeout_s
+
+    def ranks(self) -> tuple[Silence, ...]:
+        """Return how long each worker has been silent."""
+        return self._watch.ranks(time.monotonic_ns())
+
     def look(self) -> Hang | None:
-        """Take notes, twice a second at most; return the hang there is."""
+        """Take notes, twice a second at most; return the hang that was there then."""
         now_ns = time.monotonic_ns()
         if now_ns - self._looked_ns < _LOOK_EVERY_NS:
-            return None
+            return self._hang
         self._looked_ns = now_ns
         self._memory.sample(now_ns, {rank: worker.pid for rank, worker in self._workers.items()})
         if self._board is None:
@@ -111,7 +127,8 @@ class Vigil:
         beats = [self._board.look(worker.slot, rank) for rank, worker in self._workers.items()]
         # A worker that has not come as far as its slot yet finds there the one of the attempt before.
         pids = {worker.pid for worker in self._workers.values()}
-        return self._watch.look(now_ns, [beat for beat in beats if beat.pid in pids])
+        self._hang = self._watch.look(now_ns, [beat for beat in beats if beat.pid in pids])
+        return self._hang
 
     def where_they_stand(self, *, wake_stopped: bool = False) -> Standstill:
         """Have every worker write its stacks, and compare them; it takes two seconds at most.
@@ -123,14 +140,25 @@ class Vigil:
         captured = capture(logs, timeout_s=_ANSWER_S, wake_stopped=wake_stopped)
         dumps = {rank: each.dump for rank, each in captured.items()}
         states = {rank: each.state for rank, each in captured.items()}
-        groups = stacks.group(dumps)
-        odd = stacks.odd_ones_out(groups)
-        text = stacks.render(groups, states)
-        for rank in odd[:1]:
+        stopped = {rank: state.words for rank, state in states.items() if state is not None and state.is_stopped}
+        doing = _doing(dumps)
+        for rank, words in stopped.items():
+            doing[rank] = f"{doing[rank]}, {words}" if rank in doing else words
+        return Standstill(groups=stacks.group(dumps, stopped), states=states, doing=doing)
+
+    def describe(self, standstill: Standstill, odd: Collection[int]) -> str:
+        """Return a standstill as text; of an odd rank of this node also the native stack, where that can be had.
+
+        Args:
+            standstill: Where the ranks of this node stand.
+            odd: The odd ranks, also of other nodes.
+        """
+        text = stacks.render(standstill.groups, standstill.states, odd)
+        for rank in [rank for rank in odd if rank in self._workers][:1]:
             native = stacks.native_stack(self._workers[rank].pid, timeout_s=_ANSWER_S)
             if native:
                 text += f"\nnative stack of rank {rank}:\n{textwrap.indent(native.rstrip(), '  ')}"
-        return Standstill(text=text, odd=odd, doing=_doing(dumps))
+        return text
 
     def last_seen(self, ranks: Iterable[int]) -> dict[int, str]:
         """Return where ranks stood when they last wrote their stacks in this attempt, those that have, in a line each.

@@ -112,7 +112,10 @@ class WarmWorkers(PContext):
                 continue
             if message["op"] == "hung":
                 if message["attempt"] == self._attempt:
-                    self._kill(signal.SIGKILL)
+                    self._hung(message)
+                continue
+            if message["op"] == "tell_nodes":
+                self._tell_nodes(message["attempt"], message["word"])
                 continue
             assert message["op"] == "exited", message
             local_rank = next((rank for rank, pid in self._pids.items() if pid == message["pid"]), None)
@@ -121,12 +124,24 @@ class WarmWorkers(PContext):
         if self._channel.closed:
             raise LaunchError("the fork server is gone, and the workers with it")
 
+    def _hung(self, _message: Mapping[str, Any]) -> None:
+        """End workers that hang; they answer to nothing else."""
+        self._kill(signal.SIGKILL)
+
+    def _tell_nodes(self, attempt: int, word: Mapping[str, Any]) -> None:
+        """Say something of the supervisor's to the other nodes; on one node there are none."""
+
     def _exited(self, local_rank: int, message: dict[str, Any]) -> None:
         code = self._exit_codes[local_rank] = message["exit_code"]
         if code != 0:
             self._failures[local_rank] = ProcessFailure(
                 local_rank=local_rank, pid=message["pid"], exitcode=code, error_file=self.error_files[local_rank]
             )
+
+    @property
+    def is_preempted(self) -> bool:
+        """Whether all workers were asked to end and have saved their state."""
+        return len(self._exit_codes) == self.nprocs and set(self._exit_codes.values()) == {EXIT_PREEMPTED}
 
     def _are_stopping(self) -> bool:
         """Whether those workers that have ended had saved their state, so that the others will end by themselves.
@@ -136,14 +151,10 @@ class WarmWorkers(PContext):
         """
         if set(self._exit_codes.values()) != {EXIT_PREEMPTED}:
             return False
-        if self.have_saved():
+        if self.is_preempted:
             raise PreemptedError("all ranks were asked to end and have saved their state")
         self._stopping_s = self._stopping_s or time.monotonic()
         return time.monotonic() - self._stopping_s < self._job.grace_s
-
-    def have_saved(self) -> bool:
-        """Whether all workers were asked to end, and have ended with their state saved."""
-        return len(self._exit_codes) == self.nprocs and set(self._exit_codes.values()) == {EXIT_PREEMPTED}
 
     def _poll(self) -> RunProcsResult | None:
         self._listen(0)

@@ -12,6 +12,7 @@ from typing import Any
 
 from distrain.launcher import bootstrap
 from distrain.launcher.protocol import Channel, WorkerJob
+from distrain.plan.environment import ENV_XLA_SPMD
 from distrain.rundir import RunDir
 from distrain.supervision.heartbeat import ENV_HEARTBEAT
 
@@ -27,10 +28,16 @@ def main(request_file: str) -> None:
     request = json.loads(Path(request_file).read_text())
     import torch
     import torch_xla
+    import torch_xla.runtime
 
     channel = _connect(request)
     channel.send("ready", pid=os.getpid(), threads=1, torch=torch.__version__)
     channel.close()
+    if ENV_XLA_SPMD in os.environ:
+        # Not by torch_xla's launch, which confines a single process to one chip.
+        torch_xla.runtime.use_spmd()
+        _be_rank(0, request)
+        return
     torch_xla.launch(_be_rank, args=(request,), debug_single_process=request["job"]["nproc"] == 1)
 
 
@@ -77,7 +84,9 @@ def _variables(rank: int, local_rank: int, job: dict[str, Any], attempt: int) ->
     """Return torchrun's variables. With them a script that calls `torch_xla.launch` itself runs on in this process."""
     import torch_xla.runtime as xr
 
-    world, local_world = xr.world_size(), xr.local_process_count() * xr.addressable_device_count()
+    # A process that is alone may see several devices, and uses one of them, or all as one.
+    world = xr.world_size()
+    local_world = 1 if world == 1 else xr.local_process_count() * xr.addressable_device_count()
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(local_rank),

@@ -27,7 +27,14 @@ AT_START = "(chosen at the start)"
 
 ENV_HEARTBEAT = "DISTRAIN_HEARTBEAT"
 """As in `distrain.supervision.heartbeat`, which the plan may not import."""
+
 ENV_LAUNCH_ID = "DISTRAIN_LAUNCH_ID"
+"""As in `distrain.rundir`, likewise."""
+
+ENV_XLA_SPMD = "DISTRAIN_XLA_SPMD"
+"""As in `distrain.runtime.environment`, which is the workers'."""
+
+ENV_SMOKE = "DISTRAIN_SMOKE_TEST"
 """As in `distrain.rundir`, likewise."""
 
 AS_PLACED = "(as the scheduler places it)"
@@ -47,6 +54,8 @@ def shared_variables(plan: Plan, run_dir: Path | str, run_dir_variable: str) -> 
         run_dir_variable: str(run_dir),
         ENV_DEVICE: plan.device,
         ENV_LAUNCH_ID: AT_START,
+        **({ENV_XLA_SPMD: "1"} if plan.xla_spmd else {}),
+        **({ENV_SMOKE: AT_START if run_dir == AT_START else f"{run_dir}/smoke"} if plan.smoke else {}),
     }
 
 

@@ -114,6 +114,12 @@ OPTIONS: tuple[Option, ...] = (
         help="what the processes compute on; default: auto",
     ),
     Option(
+        name="xla_spmd",
+        kind="flag",
+        group="start",
+        help="on xla: one process computes on all devices, each batch is divided over them",
+    ),
+    Option(
         name="module",
         kind="flag",
         flags=("-m",),
@@ -136,6 +142,13 @@ OPTIONS: tuple[Option, ...] = (
         negates="fork_server",
         group="start",
         help="start a plain interpreter for each rank, for programs that cannot be forked",
+    ),
+    Option(
+        name="smoke",
+        kind="flag",
+        group="start",
+        in_profile=False,
+        help="two CPU ranks, a few iterations, then checks of gradients, weights, data and checkpoint",
     ),
     Option(
         name="max_restarts",

@@ -20,6 +20,7 @@ from distrain.plan.program import Program
 from distrain.plan.ranks import resolve_ranks
 from distrain.plan.related import without_overruled
 from distrain.plan.shown import Shown, resolve_shown
+from distrain.plan.smoke import without_what_a_smoke_test_has_not
 from distrain.plan.sources import Setting, given, is_worker
 
 __all__ = ["Plan", "interpreter_versions", "resolve"]
@@ -63,6 +64,8 @@ class Plan:
         retry: `auto` starts no failure again that would only repeat itself, `always` does.
         monitor_interval_s: How often the agent looks at its workers.
         role: The workers' role in torch elastic.
+        xla_spmd: Whether one process computes on all XLA devices.
+        smoke: Whether it is a smoke test: a few iterations, checks, and nothing is kept.
         virtual_local_rank: Whether every worker has local rank 0 and sees its own GPU only.
         placement: What a scheduler said about this process, or None.
         profile_env: Variables for the workers from a profile; those of this shell are stronger.
@@ -87,6 +90,8 @@ class Plan:
     retry: str = "auto"
     monitor_interval_s: float = 0.1
     role: str = "default"
+    xla_spmd: bool = False
+    smoke: bool = False
     virtual_local_rank: bool = False
     placement: Placement | None = None
     profile_env: Mapping[str, str] = field(default_factory=dict)
@@ -114,6 +119,8 @@ def resolve(
     named = given(flags, environ, None).get("profile")
     read = None if named is None else profile.read(named.text, cwd=cwd, environ=environ, where=named.where)
     found, warnings = without_overruled(given(flags, environ, read))
+    if "smoke" in found:
+        found = without_what_a_smoke_test_has_not(found, program, warnings)
     # A launch inside a worker is a run of its own: the worker has the scheduler's place already.
     placed = "standalone" not in found and not is_worker(environ)
     profile_env = {} if read is None else {name: each.text for name, each in read.env.items() if name not in environ}
@@ -167,6 +174,7 @@ class _Resolution:
         hang_timeout = self._hang_timeout()
         retry = draft.text("retry", "auto")
         role = draft.text("role", "default")
+        smoke = "smoke" in self.found and draft.flag("smoke")  # a plain launch does not speak of it
         virtual = draft.flag("virtual_local_rank")
         passed = self._passed(device)
         if self.profile is not None:
@@ -188,6 +196,8 @@ class _Resolution:
             retry=retry or "auto",
             monitor_interval_s=interval,
             role=role or "default",
+            xla_spmd="xla_spmd" in self.found,
+            smoke=smoke,
             virtual_local_rank=virtual,
             placement=draft.placement,
             profile_env=self.profile_env,

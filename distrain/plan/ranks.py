@@ -28,6 +28,12 @@ def resolve_ranks(draft: Draft) -> tuple[str, int]:
     """
     gpus = detect.visible_gpus(draft.environ)
     device = _device(draft, gpus)
+    spmd = draft.found.get("xla_spmd")
+    if spmd is not None:
+        if device != "xla":
+            why = f"{device} ({draft.settings['device'].detail})"
+            raise UsageError(f"{spmd.where} is for device xla, and the device is {why}. Add --device xla.")
+        draft.given("xla_spmd", value=True)
     nproc = _nproc(draft, device, gpus)
     if device == "cuda" and nproc > gpus:
         have = f"{nproc} ranks for {gpus} visible GPU{'s' * (gpus != 1)}"
@@ -96,6 +102,14 @@ def _nproc(draft: Draft, device: str, gpus: int) -> int:
 
 def _nproc_of_xla(draft: Draft, said: Given | None) -> int:
     """torch_xla starts the processes, and knows two ways: one for each chip, or one."""
+    spmd = draft.found.get("xla_spmd")
+    if spmd is not None:
+        if said is not None and said.text not in ("1", "auto"):
+            raise UsageError(
+                f"{said.where}: got {said.text!r}; with {spmd.where} one process computes on all devices. Leave it out."
+            )
+        draft.note("nproc", 1, spmd.origin if said is None else said.origin, f"{spmd.where}: one for all XLA devices")
+        return 1
     chips, seen = detect.visible_chips(draft.environ)
     if said is None or said.text in ("auto", str(chips)):
         origin = "detected" if said is None else said.origin

@@ -17,7 +17,7 @@ Origin = Literal["flag", "environment", "profile", "detected", "default"]
 
 STRENGTH = ("profile", "environment", "flag")
 
-FOR_WORKERS = ("DISTRAIN_RUN_DIR", "DISTRAIN_DEVICE")
+FOR_WORKERS = ("DISTRAIN_RUN_DIR", "DISTRAIN_DEVICE", "DISTRAIN_XLA_SPMD")
 """What a worker is told, under names that are options elsewhere."""
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-__all__ = ["from_main", "gather_on_main", "rank_and_size", "sum_on_main"]
+__all__ = ["copy_from_main", "from_main", "gather_on_main", "rank_and_size", "sum_on_main"]
 
 T = TypeVar("T")
 
@@ -36,11 +37,32 @@ def sum_on_main(values: torch.Tensor) -> torch.Tensor:
     """Add up the ranks' tensors; rank 0 gets the sum, the others' result means nothing. Every rank must call it.
 
     Args:
-        values: A tensor of the same shape on every rank, on this rank's device. It is overwritten.
+        values: A tensor of the same shape on every rank, on this rank's device. It is overwritten, unless that is an
+            XLA device, of which the sum is on the CPU.
     """
     if rank_and_size()[1] > 1:
+        values = _for_the_group(values)
         dist.reduce(values, dst=0)
     return values
+
+
+def copy_from_main(tensors: Iterable[torch.Tensor]) -> None:
+    """Give tensors the values that they have on rank 0. Every rank must call it.
+
+    Args:
+        tensors: Tensors of the same shapes in the same order on every rank, on this rank's device.
+    """
+    for tensor in tensors:
+        value = _for_the_group(tensor.detach())
+        dist.broadcast(value, src=0)
+        if value.device != tensor.device:
+            with torch.no_grad():
+                tensor.copy_(value)
+
+
+def _for_the_group(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor where its process group takes it: gloo, which connects XLA's processes, has the CPU only."""
+    return tensor.cpu() if tensor.device.type == "xla" else tensor
 
 
 def gather_on_main(value: T) -> list[T]:

@@ -68,11 +68,16 @@ def _cuda_device(device: torch.device, environment: WorkerEnvironment) -> torch.
 
 def _xla_device(environment: WorkerEnvironment) -> torch.device:
     xla.check_installed()
-    if environment.world_size > 1:
+    if environment.xla_spmd:
+        xla.use_spmd()
+    device, (_, num) = xla.device(), xla.rank_and_size()
+    if environment.world_size > 1 and environment.world_size != num:
         raise RuntimeStateError(
-            f"Device xla works with one process only in distrain {_version()}, and there are {environment.world_size}."
+            f"The launcher has started {environment.world_size} processes and torch_xla reduces over {num}: they would "
+            "train apart. `distrain launch --device xla` has torch_xla start a process for each device; with torchrun "
+            "start one process only."
         )
-    return xla.device()
+    return device
 
 
 def _version() -> str:

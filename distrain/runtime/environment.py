@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distrain.errors import UsageError, did_you_mean
-from distrain.rundir import ENV_LAUNCH_ID, ENV_RUN_DIR
+from distrain.rundir import ENV_LAUNCH_ID, ENV_RUN_DIR, ENV_SMOKE
 
 __all__ = [
     "DEVICE_TYPES",
     "ENV_DEVICE",
+    "ENV_XLA_SPMD",
     "PLACEMENT",
     "WorkerEnvironment",
     "is_launched",
@@ -24,10 +25,14 @@ __all__ = [
     "num_restarts",
     "read_environment",
     "scheduler_job",
+    "smoke_folder",
 ]
 
 ENV_DEVICE = "DISTRAIN_DEVICE"
 """The environment variable that carries the launcher's `--device`."""
+
+ENV_XLA_SPMD = "DISTRAIN_XLA_SPMD"
+"""The environment variable that carries the launcher's `--xla-spmd`."""
 
 DEVICE_TYPES = ("auto", "cpu", "cuda", "xla")
 
@@ -47,6 +52,7 @@ class WorkerEnvironment:
         local_world_size: Number of processes on this node.
         device: One of `DEVICE_TYPES`.
         run_dir: The run directory of the launcher, or None.
+        xla_spmd: Whether this process is to use all XLA devices as one.
     """
 
     launched: bool = False
@@ -56,6 +62,7 @@ class WorkerEnvironment:
     local_world_size: int = 1
     device: str = "auto"
     run_dir: Path | None = None
+    xla_spmd: bool = False
 
 
 def read_environment(environ: Mapping[str, str] | None = None) -> WorkerEnvironment:
@@ -79,7 +86,11 @@ def read_environment(environ: Mapping[str, str] | None = None) -> WorkerEnvironm
     run_dir = environ.get(ENV_RUN_DIR)
     if run_dir and not os.path.isabs(run_dir):
         raise UsageError(f"{ENV_RUN_DIR} is {run_dir!r}; it must be an absolute path, the same on every rank.")
-    common = {"device": device, "run_dir": Path(run_dir) if run_dir else None}
+    common = {
+        "device": device,
+        "run_dir": Path(run_dir) if run_dir else None,
+        "xla_spmd": environ.get(ENV_XLA_SPMD, "").lower() in ("1", "true", "yes", "on"),
+    }
 
     found = [name for name in PLACEMENT if environ.get(name)]
     if not any(name in found for name in PLACEMENT[:4]):
@@ -154,3 +165,12 @@ def scheduler_job(environ: Mapping[str, str] | None = None) -> str:
     restarts = environ.get("SLURM_RESTART_COUNT", "0")
     again = "" if restarts == "0" else f", queued again {restarts} time{'s' * (restarts != '1')}"
     return f"Slurm job {environ['SLURM_JOB_ID']}{again}"
+
+
+def smoke_folder(environ: Mapping[str, str] | None = None) -> str | None:
+    """Return where this worker leaves what it finds in a smoke test, None outside of one.
+
+    Args:
+        environ: The variables; those of this process by default.
+    """
+    return (os.environ if environ is None else environ).get(ENV_SMOKE)

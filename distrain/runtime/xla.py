@@ -10,8 +10,9 @@ along with its record, except 0, 1 and -1, which are compiled in: one that passe
 
 from __future__ import annotations
 
+import functools
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distrain.errors import RuntimeStateError
 
@@ -24,15 +25,21 @@ __all__ = [
     "device",
     "is_in_use",
     "is_installed",
+    "is_spmd",
     "random_state",
     "rank_and_size",
     "reduce_gradients",
     "set_random_state",
+    "shard_batch",
     "step",
     "sum_over_ranks",
     "sync",
+    "use_spmd",
     "wait",
 ]
+
+BATCH_AXIS = "data"
+"""How the mesh calls the dimension over which batches are divided."""
 
 
 def is_installed() -> bool:
@@ -72,6 +79,55 @@ def device() -> torch.device:
 
     found: torch.device = torch_xla.device()
     return found
+
+
+def use_spmd() -> None:
+    """Have this process compute on all XLA devices as if they were one; it must come before the first tensor.
+
+    Every record is compiled once, for all devices, and says for each tensor how it is divided over them. What nothing
+    is said about is whole on each device, as weights are; XLA adds the reductions. There is one rank.
+    """
+    import torch_xla.runtime as xr
+
+    if not xr.is_spmd():
+        xr.use_spmd()
+
+
+def is_spmd() -> bool:
+    """Whether all devices are used as one."""
+    if not is_in_use():
+        return False
+    import torch_xla.runtime as xr
+
+    found: bool = xr.is_spmd()
+    return found
+
+
+def shard_batch(tensor: torch.Tensor) -> None:
+    """Divide a tensor's first dimension over all devices, where they are used as one.
+
+    Any number of samples will do: where they do not come out even, XLA fills up and leaves what it filled out of the
+    result.
+
+    Args:
+        tensor: A part of a batch. One without a dimension, or on another device, stays whole.
+    """
+    if tensor.device.type != "xla" or tensor.dim() == 0:
+        return
+    import torch_xla.distributed.spmd as xs
+
+    xs.mark_sharding(tensor, _mesh(), (BATCH_AXIS, *[None] * (tensor.dim() - 1)))
+
+
+@functools.lru_cache(maxsize=1)
+def _mesh() -> Any:
+    """Return the line of all devices, in the order of their numbers."""
+    import numpy as np
+    import torch_xla.distributed.spmd as xs
+    import torch_xla.runtime as xr
+
+    num = xr.global_runtime_device_count()
+    return xs.Mesh(np.arange(num), (num,), (BATCH_AXIS,))
 
 
 def rank_and_size() -> tuple[int, int]:

@@ -21,6 +21,7 @@ __all__ = [
     "Report",
     "Standing",
     "describe",
+    "exit_code_of",
     "frames_of",
     "from_json",
     "recorded_in",
@@ -261,6 +262,12 @@ def recorded_in(stderr_tail: Sequence[str]) -> dict[str, Any] | None:
         "message": message,
         "traceback": "\n".join(stderr_tail[heads[first] :]) + "\n",
     }
+
+
+def exit_code_of(report: Report) -> int:
+    """Return the launcher's exit code for a failure: the root cause's own, or 128+S after signal S."""
+    code = report.root_cause.exit_code
+    return code if code > 0 else 128 - code
 
 
 def to_json(report: Report) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from distrain.supervision.beat import Beat
 
-__all__ = ["Hang", "HangWatch", "Silence"]
+__all__ = ["Hang", "HangWatch", "Silence", "judge"]
 
 _S = 1_000_000_000
 AUTO_LEAST_S = 600.0
@@ -106,7 +106,15 @@ class HangWatch:
         gaps = (min(seen.beat.slowest_ns, seen.gap_ns + BLIND_S * _S) for seen in self._seen.values())
         self._slowest_ns = max([self._slowest_ns, *gaps])
         timeout_s = self.timeout_s
-        return None if timeout_s is None else self._judge(now_ns, timeout_s)
+        return None if timeout_s is None else judge(now_ns, self.ranks(now_ns), timeout_s)
+
+    def ranks(self, now_ns: int) -> tuple[Silence, ...]:
+        """Return how long each rank that was looked at has been silent.
+
+        Args:
+            now_ns: CLOCK_MONOTONIC in nanoseconds.
+        """
+        return tuple(Silence(beat=seen.beat, silent_s=(now_ns - seen.since_ns) / _S) for seen in self._seen.values())
 
     def _take(self, beat: Beat, now_ns: int, lost_ns: int) -> _Seen:
         seen = self._seen.get(beat.rank)
@@ -120,34 +128,39 @@ class HangWatch:
         gap_ns = max(seen.gap_ns, beat_ns - seen.since_ns - lost_ns)
         return _Seen(beat=beat, since_ns=beat_ns, gap_ns=gap_ns)
 
-    def _judge(self, now_ns: int, timeout_s: float) -> Hang | None:
-        going = [seen for seen in self._seen.values() if seen.beat.state == "going"]
-        silent = [seen for seen in going if now_ns - seen.since_ns >= timeout_s * _S]
-        beating = [seen.beat for seen in going if now_ns - seen.since_ns < timeout_s * _S]
-        paused = [seen.beat for seen in self._seen.values() if seen.beat.state == "paused"]
-        starting = len(self._seen) > len(going) + len(paused)
-        level = paused + (beating if len(silent) >= len(beating) else [])
-        fewest = min((beat.steps for beat in beating + paused), default=sys.maxsize)
-        hanging = [
-            seen
-            for seen in silent
-            if not (starting and seen.beat.steps == 0)
-            and seen.beat.steps <= fewest
-            and not any(other.steps == seen.beat.steps for other in level)
-        ]
-        if not hanging:
-            return None
-        # All stop within one step of each other; to name only those whose timeout came first would be chance.
-        still = [seen for seen in going if now_ns - seen.since_ns >= timeout_s * _S / 2]
-        return Hang(
-            since_ns=max(seen.since_ns for seen in hanging),
-            timeout_s=timeout_s,
-            silent=tuple(
-                Silence(beat=seen.beat, silent_s=(now_ns - seen.since_ns) / _S)
-                for seen in sorted(still, key=lambda seen: seen.beat.rank)
-            ),
-            suspects=_suspects([seen.beat for seen in still], [seen.beat for seen in going] + paused),
-        )
+
+def judge(now_ns: int, ranks: Sequence[Silence], timeout_s: float) -> Hang | None:
+    """Return the hang there is among ranks, by the rules of `HangWatch`.
+
+    Args:
+        now_ns: CLOCK_MONOTONIC in nanoseconds.
+        ranks: One for each rank whose process has not ended, on all nodes that are known of.
+        timeout_s: After so much silence a rank counts, in seconds.
+    """
+    going = [each for each in ranks if each.beat.state == "going"]
+    silent = [each for each in going if each.silent_s >= timeout_s]
+    beating = [each.beat for each in going if each.silent_s < timeout_s]
+    paused = [each.beat for each in ranks if each.beat.state == "paused"]
+    starting = len(ranks) > len(going) + len(paused)
+    level = paused + (beating if len(silent) >= len(beating) else [])
+    fewest = min((beat.steps for beat in beating + paused), default=sys.maxsize)
+    hanging = [
+        each
+        for each in silent
+        if not (starting and each.beat.steps == 0)
+        and each.beat.steps <= fewest
+        and not any(other.steps == each.beat.steps for other in level)
+    ]
+    if not hanging:
+        return None
+    # All stop within one step of each other; to name only those whose timeout came first would be chance.
+    still = sorted((each for each in going if each.silent_s >= timeout_s / 2), key=lambda each: each.beat.rank)
+    return Hang(
+        since_ns=now_ns - round(min(each.silent_s for each in hanging) * _S),
+        timeout_s=timeout_s,
+        silent=tuple(still),
+        suspects=_suspects([each.beat for each in still], [each.beat for each in going] + paused),
+    )
 
 
 def _suspects(still: Sequence[Beat], begun: Sequence[Beat]) -> tuple[int, ...]:

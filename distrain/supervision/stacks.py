@@ -10,11 +10,13 @@ import itertools
 import linecache
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from distrain.supervision import places
 from distrain.supervision.frames import Frame, fold, is_library, short_path
+from distrain.supervision.places import Place
 from distrain.supervision.process_state import ProcessState, native_stack, process_state
 
 __all__ = [
@@ -212,46 +214,55 @@ class Group:
     Args:
         ranks: In ascending order.
         dump: The stacks of the first of them; None when these ranks gave none.
+        is_stopped: Whether a signal had stopped these processes.
     """
 
     ranks: tuple[int, ...]
     dump: Dump | None
+    is_stopped: bool = False
 
     @property
     def waits_for_others(self) -> bool:
         """Whether its innermost calls are a collective or a backward pass, which other ranks must take part in."""
         return _waiting_in(self.dump.frames if self.dump else ()) is not None
 
+    @property
+    def place(self) -> Place:
+        """The same in few words."""
+        return Place(
+            ranks=self.ranks,
+            is_stopped=self.is_stopped,
+            is_known=self.dump is not None,
+            waits_for_others=self.waits_for_others,
+            mark=places.mark_of(self.dump.frames if self.dump else ()),
+        )
 
-def group(by_rank: Mapping[int, Dump | None]) -> list[Group]:
+
+def group(by_rank: Mapping[int, Dump | None], stopped: Collection[int] = ()) -> list[Group]:
     """Return the ranks in groups of the same main stack (file, line and function of every frame), largest first.
 
     Args:
         by_rank: Each rank's dump; None when it gave none, as a stopped process does.
+        stopped: The ranks whose processes a signal had stopped.
     """
-    members: dict[tuple[Frame, ...] | None, list[int]] = {}
+    members: dict[tuple[bool, tuple[Frame, ...] | None], list[int]] = {}
     for rank in sorted(by_rank):
         dump = by_rank[rank]
-        members.setdefault(dump.frames if dump else None, []).append(rank)
-    groups = [Group(ranks=tuple(ranks), dump=by_rank[ranks[0]]) for ranks in members.values()]
+        members.setdefault((rank in stopped, dump.frames if dump else None), []).append(rank)
+    groups = [
+        Group(ranks=tuple(ranks), dump=by_rank[ranks[0]], is_stopped=is_stopped)
+        for (is_stopped, _), ranks in members.items()
+    ]
     return sorted(groups, key=lambda each: (-len(each.ranks), each.ranks))
 
 
 def odd_ones_out(groups: Sequence[Group]) -> tuple[int, ...]:
     """Return the ranks that the others probably wait for, () when the stacks do not tell.
 
-    Those that do not wait for others, or gave no stack, among those that do wait; else those without a stack among
-    those with one; else those that are not in the largest group, when it is larger than all the others together.
-
     Args:
         groups: As `group` returns them.
     """
-    for here in (lambda each: each.waits_for_others, lambda each: each.dump is not None):
-        odd = [rank for each in groups if not here(each) for rank in each.ranks]
-        if odd and any(here(each) for each in groups):
-            return tuple(sorted(odd))
-    odd = [rank for each in groups[1:] for rank in each.ranks]
-    return tuple(sorted(odd)) if groups and len(odd) < len(groups[0].ranks) else ()
+    return places.odd_ones_out([each.place for each in groups])
 
 
 def _last_run(frames: Sequence[Frame]) -> Sequence[Frame]:
@@ -293,7 +304,9 @@ def whereabouts(dump: Dump) -> str:
     return ", ".join(filter(None, [place, _doing(dump)])) or "outside of Python"
 
 
-def render(groups: Sequence[Group], states: Mapping[int, ProcessState | None]) -> str:
+def render(
+    groups: Sequence[Group], states: Mapping[int, ProcessState | None], odd: Collection[int] | None = None
+) -> str:
     """Return the stacks of all ranks as text: who stands where, the odd ones named, library frames folded.
 
     Of each group the main thread is shown, and the other threads of its first rank that run code of the user's.
@@ -301,8 +314,9 @@ def render(groups: Sequence[Group], states: Mapping[int, ProcessState | None]) -
     Args:
         groups: As `group` returns them.
         states: What each rank's process was doing before it was asked for its stack; may lack ranks.
+        odd: The odd ranks, where more is known than these groups; None finds them here.
     """
-    odd = odd_ones_out(groups)
+    odd = odd_ones_out(groups) if odd is None else odd
     return "\n".join(line for each in groups for line in _render_group(each, states, odd=each.ranks[0] in odd))
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, MutableMapping, MutableSequence, Sequence, Set
+from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, Sequence, Set
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-__all__ = ["num_samples", "prepare_batch", "to_device"]
+__all__ = ["num_samples", "prepare_batch", "tensors_in", "to_device"]
 
 _PAIRS = (tuple, list)
 _PLAIN = (str, bytes, int, float, bool, type(None))
@@ -109,6 +109,19 @@ def _parts(value: Any) -> dict[Any, Any]:
         names = [each.name for each in dataclasses.fields(value)]
         return {name: getattr(value, name) for name in names if hasattr(value, name)}
     return dict(vars(value)) if isinstance(value, SimpleNamespace) else {}
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Yield every tensor of a nest.
+
+    Args:
+        value: The nest, of the kinds that `to_device` walks.
+    """
+    if isinstance(value, torch.Tensor):
+        yield value
+        return
+    for part in _parts(value).values():
+        yield from tensors_in(part)
 
 
 def num_samples(batch: Any) -> int:

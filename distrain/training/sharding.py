@@ -91,6 +91,8 @@ class ShardSampler(Sampler[list[int]]):
         seed: int,
     ) -> None:
         self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.drop_last = drop_last
         self.rank = rank
         self.world_size = world_size
         self.shuffle = shuffle

@@ -20,6 +20,7 @@ from distrain.training.apex_amp import import_apex_amp
 from distrain.training.batches import prepare_batch as _prepare_batch
 from distrain.training.forward import call_model, forward_of, same
 from distrain.training.precision import autocast, checked_dtype
+from distrain.training.spmd import over_all_devices
 from distrain.training.training_step import TrainingStep, training_step
 from distrain.training.window import checked_num_micro
 from distrain.training.wrapping import ddp_of, device_of
@@ -205,7 +206,7 @@ def supervised_training_step_tpu(  # noqa: PLR0917  # the reference's order
         model,
         optimizer,
         loss_fn,
-        partial(prepare_batch, device=device, non_blocking=non_blocking),
+        over_all_devices(partial(prepare_batch, device=device, non_blocking=non_blocking)),
         model_fn,
         model_transform,
         output_transform,
@@ -227,6 +228,8 @@ def supervised_evaluation_step(  # noqa: PLR0917  # the reference's order
     """Return the evaluation step in the parameters' precision; see `create_supervised_evaluator` for the arguments."""
     on_xla = _compute_device(device, model).type == "xla"
     forward = forward_of(model, model_fn, model_transform)
+    if on_xla:
+        prepare_batch = over_all_devices(prepare_batch)
 
     def step(engine: Engine, batch: Any) -> Any:  # noqa: ARG001  # the engine's interface
         model.eval()

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from distrain.errors import RuntimeStateError
-from distrain.runtime import rank_and_size
+from distrain.runtime import copy_from_main, rank_and_size
 from distrain.runtime.devices import SUPPORTED
 from distrain.training.apex_amp import initialize
 from distrain.training.checks import one_of
@@ -38,8 +38,9 @@ def prepare(
     """Make models and optimizers ready for all ranks. Every rank must call it, with the same objects in order.
 
     Each module with a parameter that requires grad is wrapped in DistributedDataParallel, which gives every rank the
-    weights of rank 0. In a world of one nothing is wrapped: there is nobody to reduce with, and a wrapper would only
-    cost time and change the names in the state dict. Modules without such parameters, optimizers and learning-rate
+    weights of rank 0. On XLA devices a module gets those too and stays bare: the trainer's step reduces. In a world of
+    one nothing is wrapped: there is nobody to reduce with, and a wrapper would only cost time and change the names in
+    the state dict. Modules without such parameters, optimizers and learning-rate
     schedulers are returned as they are, once checked.
 
     With `amp_mode="apex"` all models and optimizers first go through `amp.initialize`, which must see them before any
@@ -163,10 +164,8 @@ def _wrap(model: nn.Module, options: Mapping[str, Any]) -> nn.Module:
     if device.type == "mps":
         raise RuntimeStateError("A model on mps trains in one process only: torch.distributed has no backend for it.")
     if device.type == "xla":
-        raise RuntimeStateError(
-            "prepare() makes a model on xla ready for one process only so far. On several, give the trainer the bare "
-            "model: its step takes the mean of the gradients over all XLA devices."
-        )
+        copy_from_main([*model.parameters(), *model.buffers()])
+        return model
     return DistributedDataParallel(
         model, **{"device_ids": [device.index] if device.type == "cuda" else None, **options}
     )

@@ -49,6 +49,7 @@ def test_version(capsys):
         (["launch", "--nproc"], "expected one argument"),
         (["launch", "--nprocs", "2", "train.py"], "unknown option --nprocs. Did you mean --nproc or"),
         (["launch", "--max-restart-count=2", "train.py"], "unknown option --max-restart-count. Did you mean"),
+        (["launch", "--n", "2", "train.py"], "unknown option --n. Did you mean --name"),
         (["launch", "--zzz", "train.py"], "unknown option --zzz. distrain launch --help lists the options."),
         (["launch", "--nproc", "0", "train.py"], "--nproc: got '0'"),
         (["launch", "trian.py"], "script 'trian.py' does not exist"),
@@ -95,8 +96,15 @@ def test_a_dry_run_does_not_ask_for_what_the_nodes_may_have(capsys, words):
     assert "nothing is started" in out
 
 
+@pytest.mark.parametrize("word", ["--n", "--x", "--l", "--smoke", "--s=1"])
+def test_what_follows_the_script_is_the_scripts_own(capsys, word):
+    code, out, _ = answer(capsys, "launch", "--dry-run", "train.py", word, "3")
+    assert code == 0
+    assert out.splitlines()[2].endswith(f" -u train.py {word} 3")
+
+
 def test_warnings_of_the_plan_are_said_before_the_launch(capsys, monkeypatch):
-    monkeypatch.setattr("distrain.launcher.supervisor.run", lambda plan, environ: 0)
+    monkeypatch.setattr("distrain.launcher.run.run", lambda plan, environ: 0)
     code, _, err = answer(capsys, "launch", "--nproc", "1", "--local-ranks-filter", "5", "train.py")
     assert (code, err) == (0, "distrain: warning: --local-ranks-filter: there is no local rank 5 among 1\n")
 

@@ -7,8 +7,7 @@ import shutil
 import pytest
 
 from tests.docker.conftest import NAME, USER, Image, told
-from tests.support.docker import Engine
-from tests.support.processes import wait_until
+from tests.support.docker import Container, Engine
 from tests.support.real_parts import missing
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
@@ -28,10 +27,6 @@ def type_in(docker: Engine, image: Image, command: str, returncode: int = 0) -> 
     return finished.stdout + finished.stderr
 
 
-def wait_for(docker: Engine, container: str, text: str) -> None:
-    wait_until(lambda: text in docker.shell(f"docker logs {container} 2>&1", cwd="/").stdout, 60, what=text, poll_s=0.2)
-
-
 def test_one_container(docker, image):
     (command,) = told("One container")
     printed = type_in(docker, image, command)
@@ -46,7 +41,7 @@ def test_one_container(docker, image):
 def test_it_is_stopped_and_goes_on(docker, image):
     run, _follow, stop, wait, start, remove = told("Stop it, and go on")
     type_in(docker, image, run)
-    wait_for(docker, "training", "epoch 1: ")
+    Container(engine=docker, name="training").wait_for("epoch 1: ")
     type_in(docker, image, stop)
     assert type_in(docker, image, wait) == "75\n"
     checkpoints = image.checkout / "runs/characters/checkpoints"
@@ -91,7 +86,7 @@ def test_two_nodes_of_the_compose_file_stop_and_go_on(docker, image, monkeypatch
         nodes = type_in(docker, image, ids).split()
         assert len(nodes) == 2
         head = next(node for node in nodes if "node0" in docker("inspect", "--format={{.Name}}", node).stdout)
-        wait_for(docker, head, "epoch 1: ")
+        Container(engine=docker, name=head).wait_for("epoch 1: ")
         type_in(docker, image, down.replace("down --volumes", "stop"))
         assert type_in(docker, image, f"docker wait {' '.join(nodes)}") == "75\n75\n"
         printed = type_in(docker, image, up)

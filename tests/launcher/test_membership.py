@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -172,3 +173,27 @@ def test_a_watch_that_failed_ends_the_run_here(said):
     membership.take("broken", {"error": "KeyError: 'when'"})
     with pytest.raises(EndedElsewhereError, match="the watch over the other nodes failed"):
         membership.check()
+
+
+@pytest.mark.parametrize(
+    "last", [("done", {"token": "c"}), ("gone", {"token": "c", "how": "x"}), ("head_gone", {"how": "x"})]
+)
+def test_who_holds_the_store_of_the_ranks_stays_until_all_others_are_done_or_gone(said, last):
+    membership = make(said)
+    membership.finished()
+    waiting = threading.Thread(target=membership.await_others)
+    membership.take("done", {"token": "b"})
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    membership.take(*last)
+    waiting.join(5)
+    assert not waiting.is_alive()
+
+
+def test_who_waits_for_the_others_hears_of_their_failure(said):
+    membership = make(said)
+    membership.finished()
+    membership.take("failed", {"token": "b", "text": "rank 1: KeyError", "exit_code": 3})
+    with pytest.raises(EndedElsewhereError, match="failed: rank 1: KeyError"):
+        membership.await_others()

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.launcher import programs
+from tests.launcher.test_preemption_integration import PROGRAM as STOPPED
 from tests.support.launching import Live
 from tests.support.namespaces import Host, hosts
 from tests.support.processes import REPOSITORY, descendants, wait_until
@@ -372,6 +374,7 @@ server = socket.create_server(("", 29400))
 """,
     "a store of torch": """
 import sys
+import textwrap
 from torch.distributed import TCPStore
 store = TCPStore("h0", 29400, is_master=True, wait_for_workers=False)
 """,
@@ -604,3 +607,31 @@ def test_an_interrupt_while_waiting_for_the_others_ends_the_node(tmp_path, two, 
             said(alone, "1 of 2 nodes are here at h0:29400; waiting up to 300 s for the others")
         alone.process.send_signal(signal.SIGINT)
         ends(alone, 130, 10)
+
+
+SLOW_TO_LEAVE = """\
+import atexit, os, time
+if os.environ["GROUP_RANK"] == "{node}":
+    atexit.register(lambda: (time.sleep(2), print("left in peace", flush=True)))
+"""
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_signal_to_one_node_has_the_ranks_of_all_stop_after_the_same_step_and_save(tmp_path, two, victim):
+    """The node that got the signal is done first; it must not take with it what ranks elsewhere still need."""
+    script = SLOW_TO_LEAVE.format(node=1 - victim) + textwrap.dedent(STOPPED)
+    with Run(tmp_path, script, "--nnodes", "2", "--nproc", "2", "--max-restarts", "1", head=two[0]) as run:
+        run.options += ["1000", "0.02", "-1"]
+        lives = [run.start(host, rank) for rank, host in enumerate(two)]
+        for rank in range(4):
+            lives[rank // 2].wait_for_output("on the way", rank=rank)
+        lives[victim].process.terminate()
+        errs = [ends(live, 75) for live in lives]
+        (step,) = re.findall(r"SIGTERM: stopped after step (\d+), saved in \S+", errs[0])
+        assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{int(step):08d}"]
+        for live, err in zip(lives, errs, strict=True):
+            assert [event["exit_code"] for event in live.wait_for("worker_exited", 2)] == [75, 75]
+            assert json.loads((live.run_dir / "run.json").read_text())["status"] == "preempted"
+            assert "root cause" not in err
+            assert not (live.run_dir / "attempt-1").exists()
+        assert "left in peace" in log(lives[1 - victim], 2 * (1 - victim))

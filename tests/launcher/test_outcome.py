@@ -6,9 +6,12 @@ import json
 
 import pytest
 
-from distrain.launcher.outcome import Outcome, exit_code_of
+from distrain.launcher.inquiry import Found
+from distrain.launcher.outcome import Outcome
 from distrain.rundir import RunDir
 from distrain.supervision.beat import Beat
+from distrain.supervision.failure import exit_code_of
+from distrain.supervision.hangs import Hang, Silence
 from tests.supervision.texts import CLOSED
 
 
@@ -128,3 +131,23 @@ def test_a_new_attempt_forgets_the_one_before(outcome):
     exited(outcome, 0, 1, 1)
     start(outcome, 1)
     assert outcome.failure() is None
+
+
+def test_a_hang_for_which_another_nodes_rank_is_to_blame_is_told_by_what_is_known_of_it(outcome):
+    start(outcome, 0)
+    beats = [
+        Beat(rank=rank, pid=10 + rank, beats=7, steps=6, last_ns=3, slowest_ns=1, state="going") for rank in range(4)
+    ]
+    hang = Hang(
+        since_ns=1, timeout_s=5, silent=tuple(Silence(beat=beat, silent_s=6) for beat in beats), suspects=(0, 1, 2, 3)
+    )
+    doing = {0: "in a", 1: "in a", 2: "in a", 3: "b"}
+    outcome.hung(Found(hang=hang, odd=(3,), doing=doing, elsewhere={2: "h1", 3: "h1"}))
+    for rank in (0, 1):
+        outcome.worker_exited({"rank": rank, "pid": 10 + rank, "exit_code": -9, "monotonic_ns": 9, "was_asked": True})
+    report = outcome.failure()
+    cause = report.root_cause
+    assert (cause.rank, cause.host, cause.kind, cause.message) == (3, "h1", "Hang", "no step for 6 s; it stood in b")
+    assert (cause.pid, cause.step, exit_code_of(report)) == (13, 6, 124)
+    assert report.consequences == ()
+    assert report.others == ("ranks 0-2  in a",)

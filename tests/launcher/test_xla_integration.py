@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 
 import pytest
+import torch
 
 from tests.support.launching import launch, launching
-from tests.support.processes import descendants, is_alive, wait_until
+from tests.support.processes import REPOSITORY, descendants, is_alive, wait_until
 
 pytestmark = [pytest.mark.xla, pytest.mark.usefixtures("xla_device")]
 
 CPU = {"PJRT_DEVICE": "CPU"}
+
+DIGITS = REPOSITORY / "launch" / "scripts" / "train-digits.py"
 
 SPEAK = """
 import json, os, sys
@@ -43,6 +48,18 @@ signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path("told").touch(), exit(0))
 child = subprocess.Popen(["sleep", "600"])
 print("waiting", flush=True)
 time.sleep(600)
+"""
+
+
+ENDLESS = """
+import torch, distrain
+with distrain.init() as world:
+    model = torch.nn.Linear(2, 1).to(world.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = distrain.create_supervised_trainer(model, optimizer, torch.nn.functional.mse_loss, device=world.device)
+    distrain.Checkpointer(every=10**9).attach(trainer, model=model, optimizer=optimizer)
+    trainer.add_event_handler(distrain.Events.ITERATION_COMPLETED(once=2), lambda: print("iteration 2", flush=True))
+    trainer.run([(torch.ones(2, 2), torch.ones(2, 1))], max_iters=10**9)
 """
 
 
@@ -103,6 +120,36 @@ def test_nothing_outlives_a_supervisor_that_is_ended(tmp_path, number):
         live.process.wait(30)
         wait_until(lambda: not any(is_alive(each.pid) for each in tree), 10, what="the end of all")
     assert (tmp_path / "told").exists() is (number == signal.SIGTERM)
+
+
+def test_the_digits_go_on_from_a_checkpoint_to_the_very_same_end(tmp_path):
+    ends = []
+    for name in ("whole", "cut"):
+        done = launch(
+            *("--device", "xla", "--run-dir", name, DIGITS, "--epochs", "2"), cwd=tmp_path, env=CPU, deadline_s=110
+        ).check()
+        assert ("going on from" in done.stdout) == (name == "cut")
+        accuracy = re.search(r"test accuracy ([\d.]+)% after 2 epochs", done.stdout)
+        first, last = sorted((tmp_path / name / "checkpoints").iterdir())
+        state = torch.load(last / "state.pt", map_location="cpu", weights_only=True)
+        ends.append((accuracy[1], last.name, state["objects"]["model"]))
+        if name == "whole":  # the other run finds what this one had saved after its first epoch
+            shutil.copytree(first, tmp_path / "cut" / "checkpoints" / first.name)
+    (accuracy, newest, weights), (*same, others) = ends
+    assert [accuracy, newest] == same
+    assert float(accuracy) > 90
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+def test_a_trainer_that_is_asked_to_end_saves_and_ends_with_75(tmp_path):
+    (tmp_path / "train.py").write_text(ENDLESS)
+    with launching("--device", "xla", "train.py", cwd=tmp_path, env=CPU) as live:
+        live.wait_for_output("iteration 2", deadline_s=60)
+        live.process.send_signal(signal.SIGTERM)
+        code, _, said = live.end(60)
+    assert code == 75, said
+    assert "preempted after" in said
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
 
 
 def test_other_numbers_of_processes_are_refused(tmp_path):

@@ -59,6 +59,8 @@ def test_nproc_and_device(gpus, num_gpus, nproc, device, expected):
         ({"device": "cuda"}, "--device cuda: no NVIDIA GPU is visible here"),
         ({"device": "cudo"}, "--device: got 'cudo'; valid are auto, cpu, cuda, xla. Did you mean cuda?"),
         ({"device": "xla", "nproc": "3"}, "--nproc: got '3' for device xla, where torch_xla starts one process for"),
+        ({"xla_spmd": "1", "device": "cpu"}, "--xla-spmd is for device xla, and the device is cpu (--device)"),
+        ({"xla_spmd": "1", "device": "xla", "nproc": "4"}, "--nproc: got '4'; with --xla-spmd one process computes on"),
         ({"max_restarts": "-2"}, "--max-restarts: got '-2'; give a whole number of at least 0."),
         ({"log_ranks": "0-3"}, "--log-ranks: got '0-3'; give all, or ranks separated by commas, such as 0,3."),
         ({"nproc": "2", "log_ranks": "0,2"}, "--log-ranks: there is no rank 2 among 2; valid are 0 to 1."),

@@ -99,14 +99,14 @@ def test_a_rank_that_fails_ends_at_once_with_its_own_exit_code(tmp_path, how, st
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("body", "num_ranks"),
+    ("body", "num_ranks", "num_worlds"),
     [
-        ("in_with", 4),
-        pytest.param("with_slow_peers", 3, marks=pytest.mark.deep),
-        pytest.param("at_exit", 2, marks=pytest.mark.deep),
+        ("in_with", 2, 2),
+        pytest.param("in_with", 4, 6, marks=pytest.mark.deep),
+        pytest.param("with_slow_peers", 3, 6, marks=pytest.mark.deep),
+        pytest.param("at_exit", 2, 6, marks=pytest.mark.deep),
     ],
 )
-@pytest.mark.parametrize("num_worlds", [2, pytest.param(12, marks=pytest.mark.deep)])
 def test_worlds_end_without_abort_or_hang(body, num_ranks, num_worlds):
     words = [sys.executable, "-m", "tests.support.forked_ranks", body, str(num_ranks), str(num_worlds)]
     done = run(words, deadline_s=280, env={"OMP_NUM_THREADS": "1"}).check()

@@ -24,6 +24,7 @@ from distrain.runtime import WorkerEnvironment
 from distrain.runtime.devices import choose_device
 from distrain.training import detached_loss
 from tests.support.ranks import run_alone, run_ranks
+from tests.training import xla_replicas
 
 pytestmark = [pytest.mark.xla, pytest.mark.usefixtures("xla_device")]
 
@@ -412,7 +413,7 @@ def test_a_ddp_model_is_reduced_by_ddp_alone(options, calls):
 
 def test_several_processes_are_not_taken_for_one():
     environment = WorkerEnvironment(launched=True, rank=0, world_size=2, local_rank=0, local_world_size=2)
-    with pytest.raises(RuntimeStateError, match=r"Device xla works with one process only in distrain .*there are 2"):
+    with pytest.raises(RuntimeStateError, match="started 2 processes and torch_xla reduces over 1"):
         choose_device("xla", environment)
 
 
@@ -532,7 +533,17 @@ def test_without_an_xla_device_torch_xla_is_not_imported(tmp_path):
     run_alone(tmp_path, program).check()
 
 
-def test_two_fake_replicas_reduce_once_a_window_and_decide_together(tmp_path):
+@pytest.fixture(scope="module")
+def two_fake_replicas(tmp_path_factory):
+    """Return what each of two processes saw that take themselves for replicas, the one of rank 0 first."""
+    folder = tmp_path_factory.mktemp("replicas")
+    out = run_ranks(folder, Path(__file__).with_name("xla_replicas.py")).check().stdout
+    ranks = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    assert len(ranks) == 2
+    return sorted(ranks, key=lambda each: each["rank"])
+
+
+def test_two_fake_replicas_reduce_once_a_window_and_decide_together(two_fake_replicas):
     def whole(num=6, **options):
         torch.manual_seed(0)
         model = nn.Linear(3, 1)
@@ -542,14 +553,30 @@ def test_two_fake_replicas_reduce_once_a_window_and_decide_together(tmp_path):
         trainer.run(data[:num])
         return torch.cat([each.reshape(-1) for each in weights(model)]).tolist()
 
-    out = run_ranks(tmp_path, Path(__file__).with_name("xla_replicas.py")).check().stdout
-    ranks = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    assert len(ranks) == 2
-    assert ranks[0] == ranks[1]
-    plain, clipped, skipped = (ranks[0][name] for name in ("plain", "clipped", "skipped"))
+    one, other = two_fake_replicas
+    names = ("plain", "clipped", "skipped")
+    assert all(one[name] == other[name] for name in names)
+    plain, clipped, skipped = (one[name] for name in names)
     assert (plain["steps"], clipped["steps"], skipped["steps"]) == ([3, 6], [3, 6], [3])
     assert plain["reductions"] == clipped["reductions"] == [2, 2]
     assert skipped["reductions"] == [1, 2, 1]  # the decision, the gradients, the decision
     assert plain["weights"] == pytest.approx(whole(), rel=1e-5)
     assert clipped["weights"] == pytest.approx(whole(max_grad_norm=0.1), rel=1e-5)
     assert skipped["weights"] == pytest.approx(whole(num=3), rel=1e-5)
+
+
+def test_a_script_on_two_fake_replicas_is_one_process_on_all_data_also_when_resumed(
+    two_fake_replicas, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DISTRAIN_RUN_DIR", str(tmp_path))
+    with distrain.init(device="cpu"):
+        expected = {"script": xla_replicas.script("cpu", 0, 8, 2), "resumed": xla_replicas.script("cpu", 0, 8, 3)}
+    one, other = two_fake_replicas
+    for name, first in (("script", 1), ("resumed", 13)):
+        assert one[name]["weights"] == other[name]["weights"]
+        assert one[name]["weights"] == pytest.approx(expected[name]["weights"], rel=1e-4, abs=1e-6)
+        assert list(map(int, one[name]["losses"])) == list(expected[name]["losses"])
+        assert min(expected[name]["losses"]) == first
+        means = list(expected[name]["losses"].values())
+        assert list(one[name]["losses"].values()) == pytest.approx(means, rel=1e-4, abs=1e-6)
+        assert set(other[name]["losses"].values()) == {None}  # rank 0 has the mean over both

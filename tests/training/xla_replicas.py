@@ -6,13 +6,10 @@ import json
 import math
 import os
 
-os.environ["PJRT_DEVICE"] = "CPU"
-
 import torch
-import torch.distributed as dist
-import torch_xla
 from torch import nn
 from torch.nn.functional import mse_loss
+from torch.utils.data import TensorDataset
 
 import distrain
 from tests.support import fake_replicas
@@ -42,19 +39,47 @@ def train(rank: int, world_size: int, *, bad: tuple[int, int] | None = None, **o
     }
 
 
-def main() -> None:
-    torch_xla.device()
-    dist.init_process_group("gloo")
-    fake_replicas.install()
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    results = {
-        "plain": train(rank, world_size),
-        "clipped": train(rank, world_size, max_grad_norm=0.1),
-        "skipped": train(rank, world_size, bad=(1, 5), nonfinite_loss="skip"),
+def script(device: torch.device | str, rank: int, batch_size: int, max_epochs: int) -> dict[str, object]:
+    """Do what a user's script does; started again it goes on from its checkpoint."""
+    torch.manual_seed(rank)  # the weights begin apart
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    model.register_buffer("place", torch.tensor([float(rank)]))
+    model.to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model, optimizer = distrain.prepare(model, optimizer)
+    x = torch.randn(48, 3, generator=torch.Generator().manual_seed(5))
+    loader = distrain.dataloader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size, shuffle=True, seed=3)
+    trainer = distrain.create_supervised_trainer(model, optimizer, mse_loss, device=device)
+    distrain.LossAggregator(every=1).attach(trainer)
+    checkpointer = distrain.Checkpointer()
+    checkpointer.attach(trainer, model=model, optimizer=optimizer, loader=loader)
+    losses = {}
+    trainer.add_event_handler(
+        distrain.Events.ITERATION_COMPLETED,
+        lambda: losses.update({trainer.state.iteration: trainer.state.metrics.get("loss")}),
+    )
+    trainer.run(loader, max_epochs=max_epochs)
+    return {
+        "losses": losses,
+        "weights": torch.cat([each.detach().cpu().reshape(-1) for each in model.state_dict().values()]).tolist(),
     }
-    print(json.dumps(results), flush=True)
-    dist.barrier()
-    dist.destroy_process_group()
 
 
-main()
+def main() -> None:
+    os.environ["PJRT_DEVICE"] = "CPU"
+    fake_replicas.install()
+    with distrain.init(device="xla") as world:
+        rank, world_size = world.rank, world.world_size
+        results = {
+            "rank": rank,
+            "plain": train(rank, world_size),
+            "clipped": train(rank, world_size, max_grad_norm=0.1),
+            "skipped": train(rank, world_size, bad=(1, 5), nonfinite_loss="skip"),
+            "script": script(world.device, rank, 4, 2),
+            "resumed": script(world.device, rank, 4, 3),
+        }
+        print(json.dumps(results), flush=True)
+
+
+if __name__ == "__main__":
+    main()
