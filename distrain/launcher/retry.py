@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 __all__ = ["Blow", "why_not_again"]
 
-SUPERSEDED = "SupersededError: "
+SUPERSEDED = "distrain.errors.SupersededError: "
 """How the blow of a launch reads whose checkpoints another one has taken over."""
 
 USAGE_ERROR = 2

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from distrain.errors import SupersededError
 from distrain.launcher.retry import Blow, why_not_again
 
 ERROR = Blow(is_error=True, exit_code=1, what="ValueError: no", place="train.py:7", step=12)
@@ -48,5 +49,6 @@ def test_a_death_is_worth_another_attempt_whenever_and_however_often():
 
 
 def test_a_launch_whose_checkpoints_another_one_took_over_is_not_started_again():
-    taken = replace(ERROR, what="SupersededError: Another launch trains in …")
+    name = f"{SupersededError.__module__}.{SupersededError.__qualname__}"
+    taken = replace(ERROR, what=f"{name}: Another launch trains in …")
     assert "another launch trains" in why_not_again(taken, None)
