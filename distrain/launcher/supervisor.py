@@ -259,9 +259,10 @@ class _Supervisor:
         beat, record = self._vigil.worker_exited(message["rank"])
         self._outcome.worker_exited(message, beat, record)
 
-    def _on_agent_failed(self, _message: dict[str, Any]) -> None:
+    def _on_agent_failed(self, message: dict[str, Any]) -> None:
         """The attempt has failed, and all its workers have ended: say whether another one makes sense."""
         self._standstills.settle()
+        self._outcome.left_elsewhere({int(rank): host for rank, host in message["left"].items()})
         self._report = self._outcome.failure()
         assert self._report is not None
         blow = self._outcome.blow(self._report)
