@@ -19,10 +19,13 @@ from distrain.supervision.beat import Beat
 from distrain.supervision.hangs import Hang, Silence, judge
 from distrain.supervision.places import Place, merged, odd_ones_out
 
-__all__ = ["SILENT", "STAND", "Found", "Inquiry", "Node"]
+__all__ = ["CLUES", "SILENT", "STAND", "VICTIM", "Found", "Inquiry", "Node"]
 
 SILENT, STAND = "silent", "stand"
 """What a node says: how long its ranks have been silent; where they stand."""
+
+VICTIM, CLUES = "victim", "clues"
+"""What a supervisor hears when ranks of another node failed through no fault of theirs; what it says to that."""
 
 _ANSWER_S = 1.0
 _STACKS_S = 2.5

@@ -94,7 +94,13 @@ class JoinedWorkers(WarmWorkers):
         if self._failures and not self._is_judged:
             self._is_judged = True
             self._is_collateral = self._judge()
-        return None if self._is_collateral else super()._poll()
+        result = None if self._is_collateral else super()._poll()
+        if result is not None and not result.is_failed():
+            self._nodes.left()  # torch waits for the other agents before it says so
+        return result
+
+    def _left_elsewhere(self) -> dict[int, str]:
+        return self._nodes.left_elsewhere()
 
     def _judge(self) -> bool:
         """Tell the others of our failure; return whether theirs brought ours down."""
@@ -111,7 +117,7 @@ class JoinedWorkers(WarmWorkers):
             self.close()
             deadline = time.monotonic() + patience_s
             while time.monotonic() < deadline and not heard():
-                time.sleep(_LISTEN_S)
+                self._listen(_LISTEN_S)
 
         return self._nodes.failing(
             text, exit_code, standing=failure.standing, age_s=age_s, end_and_listen=end_and_listen

@@ -169,6 +169,7 @@ class Joining:
             self._place.wait_for_others()
         elif self._nodes is not None and self._nodes.holds_store:
             self._place.membership.await_others()
+        self._place.membership.check()
 
     def failed(self) -> None:
         """This node's ranks failed, and the run with them."""

@@ -23,10 +23,12 @@ from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRen
 from distrain.errors import LaunchError
 from distrain.launcher.apart import apart
 from distrain.launcher.facts import Facts, clock_warning, warnings
+from distrain.launcher.inquiry import VICTIM
 from distrain.launcher.membership import EndedElsewhereError, Membership
 from distrain.launcher.precheck import PATIENCE_S, await_answer, join_timeout_s, loopback_of, node_name
 from distrain.launcher.watch import Head, Member
 from distrain.plan.meeting import Meeting
+from distrain.supervision.failure import Standing
 
 __all__ = ["NODE_TIMEOUT_S", "SUPERVISORS", "MeetingPlace", "unshared_store"]
 
@@ -197,8 +199,11 @@ class MeetingPlace:
     def _take(self, op: str, message: Mapping[str, Any]) -> None:
         if op == SUPERVISORS:
             self._hear(message)
-        else:
-            self.membership.take(op, message)
+            return
+        self.membership.take(op, message)
+        if op == "failing" and message["standing"] < Standing.CAUSE:
+            # the cause of it may be a rank here that shows nothing wrong
+            self._hear({**message, "word": {"word": VICTIM}})
 
     def _admit(self, message: Mapping[str, Any]) -> str | None:
         refusal = self.membership.admit(message, time.time())

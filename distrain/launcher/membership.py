@@ -52,6 +52,7 @@ class Membership:
         self._admitted: dict[str, Facts] = {}
         self._gone: set[str] = set()
         self._done: set[str] = set()
+        self._left: set[str] = set()
         self._failing: dict[str, tuple[int, float]] = {}
         self._ending: EndedElsewhereError | None = None
         self._changed = False
@@ -92,6 +93,7 @@ class Membership:
             self.round = number
             self._members = {each.token: each for each in members}
             self._failing.clear()
+            self._left.clear()
             self._changed = False
             self._newcomer_is_said = False
             missing = [token for token in self._members if token in self._gone]
@@ -110,6 +112,16 @@ class Membership:
             ours = (-standing, since_s, token)
             stronger = any((-theirs, when_s, other) < ours for other, (theirs, when_s) in self._failing.items())
             return stronger or self._changed or self._ending is not None
+
+    def left_elsewhere(self) -> dict[int, str]:
+        """Return the ranks of other nodes of this round that have ended well, with their hosts."""
+        with self._lock:
+            found, first = {}, 0
+            for token, node in self._members.items():
+                if token in self._left | self._done:
+                    found.update(dict.fromkeys(range(first, first + node.nproc), node.host))
+                first += node.nproc
+            return found
 
     def can_restart(self) -> bool:
         """Whether enough nodes are left that have not finished: a node whose ranks ended well does not come again."""
@@ -158,6 +170,9 @@ class Membership:
         elif op == "failed":
             text = f"{self._name(message['token'])} failed: {message['text']}"
             self._end(text, message["exit_code"], message.get("report"))
+        elif op == "left" and message["round"] == self.round:
+            with self._lock:
+                self._left.add(message["token"])
         elif op == "done":
             with self._lock:
                 self._done.add(message["token"])

@@ -176,6 +176,14 @@ class NodesRendezvous(RendezvousHandler):
         self.failure = (f"rank {cause.rank}: {cause.kind}: {cause.message}", exit_code_of(report))
         self.report = to_json(report)
 
+    def left(self) -> None:
+        """Tell the others that all ranks of this node have ended well."""
+        self._place.watch.tell("left", token=self._facts.token, round=self._membership.round)
+
+    def left_elsewhere(self) -> dict[int, str]:
+        """Return the ranks of the other nodes that have ended well, with their hosts."""
+        return self._membership.left_elsewhere()
+
     def tell(self, attempt: int, word: Mapping[str, Any]) -> None:
         """Say something of the supervisor's to those of the other nodes, if it is of the present round."""
         if attempt == self._membership.round:

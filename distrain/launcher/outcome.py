@@ -6,7 +6,7 @@ import json
 import signal
 import socket
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from distrain.errors import EXIT_PREEMPTED
@@ -21,6 +21,7 @@ from distrain.supervision.frames import Frame, is_library
 from distrain.supervision.hints import hints_for
 from distrain.supervision.logs import tail_lines
 from distrain.supervision.report import rank_names
+from distrain.supervision.stacks import whereabouts
 
 __all__ = ["EXIT_HANG", "Outcome"]
 
@@ -30,6 +31,21 @@ EXIT_HANG = 124
 _LOG_LINES = 200
 _SHOWN_LINES = 20
 _COLLECTED_NS = 2_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elsewhere:
+    """What another node told of a rank that may be to blame though nothing failed there.
+
+    Args:
+        host: Where it runs.
+        has_left: Whether it has ended well, while ranks here still needed it.
+        doing: Where it was, when it did not wait for others as ranks here did.
+    """
+
+    host: str
+    has_left: bool
+    doing: str = ""
 
 
 class Outcome:
@@ -44,6 +60,7 @@ class Outcome:
         self._rundir = rundir
         self._vigil = vigil
         self._hang: Found | None = None
+        self._elsewhere: dict[int, Elsewhere] = {}
         self._exits: list[Exit] = []
         self._beats: dict[int, Beat] = {}
         self._records: dict[int, bytes] = {}
@@ -57,6 +74,7 @@ class Outcome:
             self._beats.clear()
             self._records.clear()
             self._hang = None
+            self._elsewhere.clear()
 
     def worker_exited(self, message: Mapping[str, Any], beat: Beat | None = None, record: bytes = b"") -> None:
         """Note how a worker ended.
@@ -92,6 +110,36 @@ class Outcome:
     def hung(self, hang: Found) -> None:
         """Note that the present attempt is ended because it hangs."""
         self._hang = hang
+
+    def left_elsewhere(self, hosts: Mapping[int, str]) -> None:
+        """Note which ranks of other nodes have ended well, and where."""
+        for rank, host in hosts.items():
+            self._elsewhere[rank] = Elsewhere(host=host, has_left=True)
+
+    def seen_elsewhere(self, host: str, word: Mapping[str, Any]) -> None:
+        """Note what another node tells of its ranks, as `clues` returned it there."""
+        for rank in word["left"]:
+            self._elsewhere[rank] = Elsewhere(host=host, has_left=True)
+        for rank, doing in word["absent"].items():
+            self._elsewhere[int(rank)] = Elsewhere(host=host, has_left=False, doing=doing)
+
+    def clues(self) -> dict[str, Any]:
+        """Return what may explain to other nodes why ranks of theirs waited in vain or were cut off.
+
+        Returns:
+            `left`: the ranks that ended well; `absent`: those that wait for nobody, with where they are.
+        """
+        groups = [] if self._vigil is None else self._vigil.where_they_stood([end.rank for end in self._exits])
+        failed = {end.rank for end in self._exits if end.exit_code != 0 and not end.was_asked}
+        left = [end.rank for end in self._exits if end.exit_code == 0]
+        absent = {
+            rank: whereabouts(each.dump)
+            for each in groups
+            if each.dump is not None and not each.waits_for_others
+            for rank in each.ranks
+            if rank not in failed and rank not in left
+        }
+        return {"left": left, "absent": absent}
 
     def failure(self) -> Report | None:
         """Return why the present attempt failed; None when no worker of it ended badly."""
@@ -137,10 +185,10 @@ class Outcome:
         silent_s = silent[rank].silent_s if rank in silent else found.hang.timeout_s
         where = found.doing.get(rank)
         message = f"no step for {silent_s:.0f} s{f'; it stood in {where}' if where else ''}"
-        known = by_rank.get(rank) or self._elsewhere(rank, found)
+        known = by_rank.get(rank) or self._hanging_elsewhere(rank, found)
         return replace(known, kind="Hang", message=message, exit_code=EXIT_HANG, standing=Standing.CAUSE, reason="")
 
-    def _elsewhere(self, rank: int, found: Found) -> Failure:
+    def _hanging_elsewhere(self, rank: int, found: Found) -> Failure:
         """Return what is known here of another node's rank, for the case that its own node reports no more."""
         beat = next((each.beat for each in found.hang.silent if each.beat.rank == rank), None)
         return Failure(
@@ -168,6 +216,8 @@ class Outcome:
             early = min(left, key=lambda end: end.monotonic_ns)
             message = "it ended while the others still needed it"
             return replace(self._failure(early), kind="exit code 0", message=message, exit_code=first.exit_code)
+        if far := self._absent_elsewhere(first):
+            return far
         absent = did_not_take_part(failures, [end.rank for end in self._exits])
         found = next((each for each in failures if each.rank in absent), None)
         if found is None:
@@ -176,6 +226,29 @@ class Outcome:
         message = f"did not take part in what rank {first.rank} waited for{f'; it was in {where}' if where else ''}"
         return replace(
             found, kind="Timeout", message=message, exit_code=first.exit_code, standing=Standing.CAUSE, reason=""
+        )
+
+    def _absent_elsewhere(self, first: Failure) -> Failure | None:
+        """Return the rank of another node that had left, or was elsewhere while ours waited for it."""
+        left = [rank for rank, each in self._elsewhere.items() if each.has_left]
+        absent = [rank for rank, each in self._elsewhere.items() if not each.has_left]
+        if left:
+            rank, kind, message = min(left), "exit code 0", "it ended while the others still needed it"
+        elif absent and first.standing == Standing.TIMED_OUT:
+            rank, kind = min(absent), "Timeout"
+            where = self._elsewhere[rank].doing
+            message = f"did not take part in what rank {first.rank} waited for; it was in {where}"
+        else:
+            return None
+        host = self._elsewhere[rank].host
+        return Failure(
+            rank=rank,
+            host=host,
+            kind=kind,
+            message=message,
+            exit_code=first.exit_code,
+            pid=0,
+            attempt=self.attempt,
         )
 
     def _others(self, told: Collection[int]) -> tuple[str, ...]:

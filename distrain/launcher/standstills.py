@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from distrain.launcher.inquiry import Found, Inquiry, Node
+from distrain.launcher.inquiry import CLUES, VICTIM, Found, Inquiry, Node
 from distrain.launcher.outcome import Outcome
 from distrain.launcher.vigil import Standstill, Vigil
 from distrain.rundir import as_typed, write_atomic
@@ -47,6 +47,8 @@ class Standstills:
         self._send = send
         self._slack_s = slack_s
         self._round = -1
+        self._hosts: dict[str, str] = {}
+        self._has_answered = False
         self._inquiry: Inquiry | None = None
         self._standstill: Standstill | None = None
         self._found: Found | None = None
@@ -61,6 +63,8 @@ class Standstills:
             first += each["nproc"]
         attempt = self._round = message["attempt"]
         self._inquiry = self._standstill = self._found = None
+        self._hosts = {node.token: node.host for node in nodes}
+        self._has_answered = False
         if len(nodes) > 1:
             self._inquiry = Inquiry(
                 nodes,
@@ -73,8 +77,17 @@ class Standstills:
 
     def heard(self, message: Mapping[str, Any]) -> None:
         """Take in what another node's supervisor says."""
-        if self._inquiry is not None and message["attempt"] == self._round:
-            self._inquiry.heard(time.monotonic_ns(), message["token"], message["word"])
+        if self._inquiry is None or message["attempt"] != self._round or message["token"] not in self._hosts:
+            return
+        word = message["word"]
+        if word["word"] == VICTIM:
+            if not self._has_answered:
+                self._has_answered = True
+                self._send("tell_nodes", attempt=self._round, word={"word": CLUES, **self._outcome.clues()})
+        elif word["word"] == CLUES:
+            self._outcome.seen_elsewhere(self._hosts[message["token"]], word)
+        else:
+            self._inquiry.heard(time.monotonic_ns(), message["token"], word)
 
     def look(self) -> None:
         """Look for a hang; end the attempt when there is one, once it is written down where every rank stands."""

@@ -241,13 +241,14 @@ class Supervisor:
         beat, record = self._vigil.worker_exited(message["rank"])
         self._outcome.worker_exited(message, beat, record)
 
-    def _on_agent_failed(self, _message: dict[str, Any]) -> None:
+    def _on_agent_failed(self, message: dict[str, Any]) -> None:
         """The attempt has failed, and all its workers have ended: say whether another one makes sense."""
         if self._smoke and self._smoke.begins_again():
             self._say(f"starting all ranks again from the checkpoint after iteration {self._smoke.saved_at()}")
             self._control.send("verdict", retry=True, report=None)
             return
         self._standstills.settle()
+        self._outcome.left_elsewhere({int(rank): host for rank, host in message["left"].items()})
         self._report = self._outcome.failure()
         assert self._report is not None
         blow = self._outcome.blow(self._report)

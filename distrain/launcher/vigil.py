@@ -146,6 +146,15 @@ class Vigil:
             doing[rank] = f"{doing[rank]}, {words}" if rank in doing else words
         return Standstill(groups=stacks.group(dumps, stopped), states=states, doing=doing)
 
+    def where_they_stood(self, ended: Iterable[int]) -> list[stacks.Group]:
+        """Return where all ranks of this attempt stand, those that have ended by the last stacks that they wrote.
+
+        Args:
+            ended: The ranks that have ended.
+        """
+        self.where_they_stand()
+        return stacks.group({rank: self.last_words(rank) for rank in {*self._workers, *ended}})
+
     def describe(self, standstill: Standstill, odd: Collection[int]) -> str:
         """Return a standstill as text; of an odd rank of this node also the native stack, where that can be had.
 

@@ -176,12 +176,16 @@ class WarmWorkers(PContext):
         Raises:
             NotRetriedError: It does not.
         """
-        self._channel.send("failed", attempt=self._attempt)
+        self._channel.send("failed", attempt=self._attempt, left=self._left_elsewhere())
         while self._verdict is None:
             self._listen(None)
         self._told(self._verdict)
         if not self._verdict["retry"]:
             raise NotRetriedError("this failure would only repeat itself")
+
+    def _left_elsewhere(self) -> dict[int, str]:
+        """Return the ranks of other nodes that have ended well, with their hosts; on one node there are none."""
+        return {}
 
     def _told(self, verdict: Mapping[str, Any]) -> None:
         """Take in what the supervisor makes of the failure; on one node nobody else needs it."""

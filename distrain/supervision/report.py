@@ -116,7 +116,7 @@ def _happened(cause: Failure, alike: Sequence[Failure]) -> list[str]:
     if cause.kind == end:
         end = ""
     step = "" if cause.step is None else (f"after step {cause.step}" if cause.step else "before its first step")
-    where = f"rank {cause.rank}, pid {cause.pid}, on {cause.host}"
+    where = f"rank {cause.rank}, {f'pid {cause.pid}, ' if cause.pid else ''}on {cause.host}"
     facts = [fact for fact in (where, f"attempt {cause.attempt}", step, end) if fact]
     lines = [" · ".join(facts)]
     if cause.standing not in (Standing.CAUSE, Standing.ENDED) and cause.reason:

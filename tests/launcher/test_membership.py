@@ -197,3 +197,16 @@ def test_who_waits_for_the_others_hears_of_their_failure(said):
     membership.take("failed", {"token": "b", "text": "rank 1: KeyError", "exit_code": 3})
     with pytest.raises(EndedElsewhereError, match="failed: rank 1: KeyError"):
         membership.await_others()
+
+
+def test_whose_ranks_have_ended_well_is_known_by_rank_and_host_until_the_next_round(said):
+    membership = make(said)
+    ranks = NODE.nproc
+    membership.take("left", {"token": "b", "round": 7})
+    assert membership.left_elsewhere() == {}
+    membership.take("left", {"token": "b", "round": 0})
+    assert membership.left_elsewhere() == dict.fromkeys(range(ranks, ranks + OTHER.nproc), OTHER.host)
+    membership.take("done", {"token": "c"})
+    assert membership.left_elsewhere()[ranks + OTHER.nproc] == "h2"
+    membership.began(1, [NODE, OTHER])
+    assert membership.left_elsewhere() == {}

@@ -159,28 +159,6 @@ def test_every_restart_works_on_both_nodes(tmp_path, two):
                 assert log(live, rank, attempt) == f"attempt {attempt} sum 2\n", errs[rank]
 
 
-FAILURES = {
-    "exit": ("os._exit(7)", "exit code 7: the process ended itself with this code", 7),
-    "exception": ('raise KeyError("the missing piece")', "KeyError: 'the missing piece'", 1),
-    "killed": ("os.kill(os.getpid(), 9)", "SIGKILL: killed from outside", 137),
-}
-
-
-@pytest.mark.parametrize("how", FAILURES)
-@pytest.mark.parametrize("victim", [0, 1])
-def test_every_node_prints_the_same_root_cause_and_ends_with_its_exit_code(tmp_path, two, how, victim):
-    body, said, code = FAILURES[how]
-    script = programs.FAIL_ON_RANK_1.replace('raise KeyError("the missing piece")', body)
-    script = script.replace('os.environ["RANK"] == "1"', f'os.environ["RANK"] == "{victim}"')
-    with Run(tmp_path, script, "--nnodes", "2", head=two[0]) as run:
-        lives = [run.start(host, rank) for rank, host in enumerate(two)]
-        told = [ends(live, code) for live in lives]
-        records = [json.loads((live.run_dir / "failure.json").read_text())["root_cause"] for live in lives]
-    for text in told:
-        assert f"root cause: rank {victim} on h{victim}: {said}" in text
-    assert records[0] == records[1]
-
-
 def test_nodes_join_leave_and_are_cut_off_and_the_run_goes_on(tmp_path, three):
     """One node begins, two join, one is ended by a signal, one is cut off: the first finishes."""
     with Run(tmp_path, COUNT, "--nnodes", "1:3", "--rdzv-conf", "last_call_timeout=1", head=three[0]) as run:

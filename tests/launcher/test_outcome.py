@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
 from distrain.launcher.inquiry import Found
 from distrain.launcher.outcome import Outcome
+from distrain.launcher.vigil import Vigil
 from distrain.rundir import RunDir
 from distrain.supervision.beat import Beat
 from distrain.supervision.failure import exit_code_of
 from distrain.supervision.hangs import Hang, Silence
-from tests.supervision.texts import CLOSED
+from tests.supervision.texts import CLOSED, LATE
 
 
 @pytest.fixture
@@ -151,3 +153,51 @@ def test_a_hang_for_which_another_nodes_rank_is_to_blame_is_told_by_what_is_know
     assert (cause.pid, cause.step, exit_code_of(report)) == (13, 6, 124)
     assert report.consequences == ()
     assert report.others == ("ranks 0-2  in a",)
+
+
+def timed_out(outcome, tmp_path, message=LATE):
+    start(outcome, 0, ranks=1)
+    raised(tmp_path, 0, 0, type="RuntimeError", message=message, monotonic_ns=3)
+    exited(outcome, 0, 1, 4)
+
+
+def test_a_rank_of_another_node_that_did_not_come_is_named(outcome, tmp_path):
+    timed_out(outcome, tmp_path)
+    outcome.seen_elsewhere("h1", {"left": [], "absent": {"3": "load (line 7 of a.py)"}})
+    report = outcome.failure()
+    cause = report.root_cause
+    assert (cause.rank, cause.host, cause.kind, cause.exit_code) == (3, "h1", "Timeout", 1)
+    assert cause.message == "did not take part in what rank 0 waited for; it was in load (line 7 of a.py)"
+    assert [each.rank for each in report.consequences] == [0]
+
+
+def test_a_rank_of_another_node_that_had_left_is_named(outcome, tmp_path):
+    timed_out(outcome, tmp_path, CLOSED)
+    outcome.seen_elsewhere("h1", {"left": [], "absent": {"3": "busy, and not to blame for a lost connection"}})
+    assert outcome.failure().root_cause.rank == 0
+    outcome.left_elsewhere({2: "h1"})
+    cause = outcome.failure().root_cause
+    assert (cause.rank, cause.host, cause.kind, cause.pid) == (2, "h1", "exit code 0", 0)
+    outcome.worker_started({"attempt": 1, "rank": 0, "pid": 1})
+    exited(outcome, 0, -9, 4)
+    assert outcome.failure().root_cause.rank == 0
+
+
+def test_the_clues_for_other_nodes_are_who_left_and_who_waits_for_nobody(tmp_path):
+    rundir = RunDir(root=tmp_path)
+    vigil = Vigil(5, rundir, None)
+    outcome = Outcome(rundir, vigil)
+    busy = 'File "train.py", line 7 in load'
+    waiting = 'File "x/site-packages/torch/distributed/distributed_c10d.py", line 9 in barrier'
+    for rank, frame in enumerate((busy, busy, busy, waiting)):
+        path = rundir.stacks(0, rank)
+        path.parent.mkdir(parents=True)
+        path.write_text(f"Current thread 0x1 (most recent call first):\n  {frame}\n")
+    for rank in range(5):  # this process does not answer the signal for stacks, so it is not sent it
+        message = {"attempt": 0, "rank": rank, "local_rank": rank, "pid": os.getpid()}
+        outcome.worker_started(message)
+        vigil.worker_started(message)
+    for rank, code in ((0, 0), (1, 1)):
+        vigil.worker_exited(rank)
+        exited(outcome, rank, code, 4)
+    assert outcome.clues() == {"left": [0], "absent": {2: "load (line 7 of train.py)"}}

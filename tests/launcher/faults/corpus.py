@@ -67,6 +67,7 @@ CASES = (
     Case(name="no-cuda", kind="(AssertionError|RuntimeError|torch.*Error): .*(CUDA|cuda)"),
     Case(name="error-in-a-loader-process", kind="OSError: .*"),
     Case(name="killed-loader-process", kind=r"RuntimeError: DataLoader worker \(pid"),
+    Case(name="fails-before-the-first-step", kind="LookupError: no such model"),
     Case(name="fails-while-a-thread-goes-on", kind="ValueError: with a thread"),
     Case(name="loses-a-connection-of-its-own", kind="ConnectionResetError: the link to the storage is gone"),
     Case(name="two-fail-together", kind="ValueError: both of us", ranks="0,1"),

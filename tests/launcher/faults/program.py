@@ -1,7 +1,7 @@
 """A training script in which one rank meets a fault: `program.py NAME RANK`.
 
 A tiny model under DDP over gloo, without distrain. At the third step the named fault strikes at the rank; the other
-ranks go on, and meet its consequences in the next all-reduce.
+ranks go on, and meet its consequences in the next all-reduce. One fault strikes before the first step.
 """
 
 from __future__ import annotations
@@ -122,6 +122,11 @@ def error_in_a_loader_process():
 @fault
 def killed_loader_process():
     return next(iter(_loader(_Killed())))
+
+
+@fault
+def fails_before_the_first_step():
+    raise LookupError("no such model")
 
 
 # Ends without an exception.
@@ -247,11 +252,12 @@ def main(name: str, ranks: set[int]) -> None:
     dist.init_process_group("gloo", timeout=dt.timedelta(seconds=timeout_s))
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for step in range(1, 1000):
+    for step in range(1000):
+        at_step = 0 if name == "fails-before-the-first-step" else AT_STEP
+        if step == at_step and dist.get_rank() in ranks:
+            FAULTS[name]()
         model(torch.ones(2, 4)).sum().backward()
         optimizer.step()
-        if step == AT_STEP and dist.get_rank() in ranks:
-            FAULTS[name]()
         time.sleep(0.01)
 
 
