@@ -1,7 +1,8 @@
 """The supervisor: the process the user started, above the fork server, the agent and the workers.
 
 It never imports torch. It owns the run directory, the terminal and the signals; it learns from the fork
-server what every process does, tells the user how the run ended, and leaves no process behind.
+server what every process does, tells the user how the run ended, and leaves no process behind. All that it hears is
+answered in one loop, which is why it is long.
 """
 
 from __future__ import annotations
