@@ -11,6 +11,6 @@ def running_slurm():
 
 @pytest.fixture
 def slurm(running_slurm):
-    """A Slurm of two idle nodes; the test's jobs are ended after it."""
-    yield running_slurm
+    """A Slurm of two idle nodes. What a test leaves running there is ended before the next one, or with the nodes."""
     running_slurm.end_all()
+    return running_slurm

@@ -197,7 +197,6 @@ def slurm() -> Iterator[Slurm]:
                 logs = "\n".join(f"--- {path.name}\n{path.read_text()[-2000:]}" for path in folder.glob("*.log"))
                 raise TimeoutError(f"{error}\n{logs}") from None
             yield found
-            found.end_all()
         finally:
             for process in reversed(daemons):
                 process.kill()
