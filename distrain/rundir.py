@@ -141,6 +141,9 @@ class RunDir:
     def stacks(self, attempt: int, rank: int) -> Path:
         return self.rank_dir(attempt, rank) / "stacks.log"
 
+    def flight(self, attempt: int, rank: int) -> Path:
+        return self.rank_dir(attempt, rank) / "flight.json"
+
     def all_stacks(self, attempt: int) -> Path:
         return self.attempt_dir(attempt) / "stacks.txt"
 

@@ -29,7 +29,7 @@ from typing import Any
 
 from distrain.launcher.protocol import WorkerJob
 from distrain.rundir import ENV_SMOKE, write_atomic
-from distrain.supervision import heartbeat
+from distrain.supervision import flight, heartbeat
 from distrain.supervision.exception_record import encode, exception_record
 from distrain.supervision.stacks import STACKS_SIGNAL
 
@@ -65,7 +65,7 @@ def become(job: WorkerJob) -> None:
     _set_openblas_threads(job.env)
     _let_gloo_finish()
     _show_stacks_when_asked(job)
-    _show_each_step()
+    _show_each_step(job)
     if ENV_SMOKE in job.env:
         # By name, in this process alone: nothing else of the launcher knows the workers' library.
         importlib.import_module("distrain.smoke").install()
@@ -84,7 +84,7 @@ def become_rank_of_xla(job: WorkerJob) -> None:
     if threading.current_thread() is threading.main_thread():  # else the process is several ranks
         heartbeat.open_slot(job.env.get(heartbeat.ENV_HEARTBEAT, ""))
         _show_stacks_when_asked(job)
-        _show_each_step()
+        _show_each_step(job)
     _set_title(job.command)
 
 
@@ -186,10 +186,18 @@ def _show_stacks_when_asked(job: WorkerJob) -> None:
     faulthandler.register(STACKS_SIGNAL, fd)
 
 
-def _show_each_step() -> None:
+def _show_each_step(job: WorkerJob) -> None:
     """Have every optimizer's step seen on the board, whatever loop it is in."""
+
+    def answer() -> int:
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+            return 0
+        # By now the process has threads, of the group and of the backward pass: one more changes nothing for its forks.
+        return flight.begin_to_answer(Path(job.stacks_file).with_name("flight.json")) if job.stacks_file else 0
+
     optimizer = sys.modules.get("torch.optim.optimizer")
-    stamp = heartbeat.optimizer_stamp()
+    stamp = heartbeat.optimizer_stamp(answer)
     if optimizer is not None and stamp is not None:
         optimizer.register_optimizer_step_post_hook(stamp)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distrain.rundir import RunDir
-from distrain.supervision import stacks
+from distrain.supervision import flight, stacks
 from distrain.supervision.beat import Beat
 from distrain.supervision.capture import capture
 from distrain.supervision.hangs import Hang, HangWatch, Silence
@@ -22,6 +22,7 @@ __all__ = ["Standstill", "Vigil"]
 
 _LOOK_EVERY_NS = 500_000_000
 _ANSWER_S = 2.0
+_FLIGHT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +33,13 @@ class Standstill:
         groups: The ranks by their main stacks.
         states: What each rank's process was doing before it was asked.
         doing: Rank to where its main thread was, in a line; for those that answered or were stopped.
+        flights: Rank to the collective that it is at, by torch's flight recorder; for those that have one.
     """
 
     groups: Sequence[stacks.Group]
     states: Mapping[int, stacks.ProcessState | None]
     doing: Mapping[int, str]
+    flights: Mapping[int, str]
 
     @property
     def odd(self) -> tuple[int, ...]:
@@ -134,7 +137,7 @@ class Vigil:
         """Have every worker write its stacks, and compare them; it takes two seconds at most.
 
         Args:
-            wake_stopped: As for `capture`.
+            wake_stopped: As for `capture`; then torch's flight recorders are saved as well.
         """
         logs = {rank: (worker.pid, self._stacks(rank)) for rank, worker in self._workers.items()}
         captured = capture(logs, timeout_s=_ANSWER_S, wake_stopped=wake_stopped)
@@ -142,9 +145,22 @@ class Vigil:
         states = {rank: each.state for rank, each in captured.items()}
         stopped = {rank: state.words for rank, state in states.items() if state is not None and state.is_stopped}
         doing = _doing(dumps)
-        for rank, words in stopped.items():
-            doing[rank] = f"{doing[rank]}, {words}" if rank in doing else words
-        return Standstill(groups=stacks.group(dumps, stopped), states=states, doing=doing)
+        flights = self._flights() if wake_stopped else {}
+        for said in (flights, stopped):
+            for rank, words in said.items():
+                doing[rank] = f"{doing[rank]}, {words}" if rank in doing else words
+        return Standstill(groups=stacks.group(dumps, stopped), states=states, doing=doing, flights=flights)
+
+    def _flights(self) -> dict[int, str]:
+        """Have the ranks save torch's flight recorder; return which collective each is at, for those that answer."""
+        if self._board is None:
+            return {}
+        ranks = {
+            rank: (worker.pid, self._board.flight_fd(worker.slot), self._rundir.flight(self._attempt, rank))
+            for rank, worker in self._workers.items()
+        }
+        positions = {rank: flight.position(record) for rank, record in flight.ask(ranks, timeout_s=_FLIGHT_S).items()}
+        return {rank: words for rank, words in positions.items() if words}
 
     def where_they_stood(self, ended: Iterable[int]) -> list[stacks.Group]:
         """Return where all ranks of this attempt stand, those that have ended by the last stacks that they wrote.
@@ -163,6 +179,7 @@ class Vigil:
             odd: The odd ranks, also of other nodes.
         """
         text = stacks.render(standstill.groups, standstill.states, odd)
+        text += "".join(f"\nrank {rank}, by torch's flight recorder: {at}" for rank, at in standstill.flights.items())
         for rank in [rank for rank in odd if rank in self._workers][:1]:
             native = stacks.native_stack(self._workers[rank].pid, timeout_s=_ANSWER_S)
             if native:

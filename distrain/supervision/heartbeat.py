@@ -41,7 +41,7 @@ ENV_HEARTBEAT = "DISTRAIN_HEARTBEAT"
 
 RECORD_NBYTES = 60 << 10
 
-_STEPS, _ITERATIONS, _ITERATION, _HEARTBEATS, _LAST_NS, _PAUSED, _PID, _RECORD_NBYTES = range(8)
+_STEPS, _ITERATIONS, _ITERATION, _HEARTBEATS, _LAST_NS, _PAUSED, _PID, _RECORD_NBYTES, _FLIGHT_FD = range(9)
 _PAGE = 4096
 _SLOT_NBYTES = _PAGE + RECORD_NBYTES
 
@@ -114,6 +114,11 @@ class Board:
         self._seen[slot] = seen
         return seen
 
+    def flight_fd(self, slot: int) -> int:
+        """Return the descriptor by which a worker is asked for torch's flight recorder, 0 where it cannot be."""
+        (fd,) = struct.unpack_from("Q", self._memory, slot * _SLOT_NBYTES + 8 * _FLIGHT_FD)
+        return int(fd)
+
     def record(self, slot: int) -> bytes:
         """Return the record of a worker's failure, empty when it left none."""
         start = slot * _SLOT_NBYTES
@@ -139,7 +144,7 @@ class _Slot:
 
     def begin(self) -> None:
         """Make it this process's own, with nothing shown yet."""
-        for field in (_LAST_NS, _RECORD_NBYTES, _PAUSED, _STEPS, _ITERATIONS, _ITERATION, _HEARTBEATS):
+        for field in (_LAST_NS, _RECORD_NBYTES, _FLIGHT_FD, _PAUSED, _STEPS, _ITERATIONS, _ITERATION, _HEARTBEATS):
             self.numbers[field] = 0
         self.numbers[_PID] = os.getpid()
 
@@ -199,8 +204,13 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def optimizer_stamp() -> Callable[..., None] | None:
-    """Return what shows that an optimizer has stepped, to be torch's hook; None without a board."""
+def optimizer_stamp(answer: Callable[[], int]) -> Callable[..., None] | None:
+    """Return what shows that an optimizer has stepped, to be torch's hook; None without a board.
+
+    Args:
+        answer: Called at the first step; has this process answer when it is asked for torch's flight recorder, and
+            returns by which descriptor, 0 without one.
+    """
     slot = _own_slot()
     if slot is None:
         return None
@@ -208,6 +218,8 @@ def optimizer_stamp() -> Callable[..., None] | None:
 
     def stamp(*_: object) -> None:
         nonlocal steps
+        if not steps:
+            numbers[_FLIGHT_FD] = answer()
         steps += 1
         numbers[_STEPS] = steps
         numbers[_LAST_NS] = clock()

@@ -101,6 +101,14 @@ def test_a_hang_is_noticed_in_time_and_the_right_rank_named(tmp_path, train, how
     report = err[err.index("root cause: ") :]
     assert report.startswith("root cause: rank 1 on ")
     assert ": Hang: no step for " in report.splitlines()[0]
+    if how == "lock":
+        rank_dirs = [live.run_dir / "attempt-0" / f"rank-{rank}" for rank in range(3)]
+        begun = [json.loads((each / "flight.json").read_text())["pg_status"]["0"] for each in rank_dirs]
+        numbers = [int(each["last_enqueued_collective"]) for each in begun]
+        assert numbers == [numbers[1] + 1, numbers[1], numbers[1] + 1]
+        assert f", past collective {numbers[1]}" in report.splitlines()[0]
+        others = report[report.index("the other ranks meanwhile:") :].splitlines()[1]
+        assert f", at collective {numbers[0]} (gloo:all_reduce)" in others
     assert json.loads((live.run_dir / "failure.json").read_text())["root_cause"]["exit_code"] == 124
     stacks = (live.run_dir / "attempt-0" / "stacks.txt").read_text()
     assert "ranks 0, 2, " in stacks

@@ -32,7 +32,7 @@ def test_a_worker_that_has_done_nothing_has_not_begun(board):
 
 def test_steps_iterations_and_heartbeats_are_seen(board):
     heartbeat.open_slot(board.variable(2))
-    stepped, moved = heartbeat.optimizer_stamp(), heartbeat.engine_stamp()
+    stepped, moved = heartbeat.optimizer_stamp(lambda: 0), heartbeat.engine_stamp()
     stepped()
     stepped("optimizer", (), {})
     moved(41)
@@ -93,7 +93,7 @@ def test_without_a_board_nothing_happens(board, monkeypatch, variable):
     heartbeat.heartbeat()
     with heartbeat.paused():
         heartbeat.leave_record(b"{}")
-    assert heartbeat.engine_stamp() is heartbeat.optimizer_stamp() is None
+    assert heartbeat.engine_stamp() is heartbeat.optimizer_stamp(lambda: 0) is None
 
 
 COLD = """\
@@ -127,7 +127,7 @@ def test_where_the_system_has_no_memory_files_a_file_of_the_run_directory_is_the
     monkeypatch.setattr(heartbeat, "_slot", None)
     board = Board.create(2, tmp_path / "heartbeats")
     heartbeat.open_slot(board.variable(1))
-    heartbeat.optimizer_stamp()()
+    heartbeat.optimizer_stamp(lambda: 0)()
     assert board.path == str(tmp_path / "heartbeats")
     assert board.look(1, rank=1).steps == 1
     heartbeat._forget()
