@@ -179,7 +179,11 @@ class Vigil:
             odd: The odd ranks, also of other nodes.
         """
         text = stacks.render(standstill.groups, standstill.states, odd)
-        text += "".join(f"\nrank {rank}, by torch's flight recorder: {at}" for rank, at in standstill.flights.items())
+        by_position: dict[str, list[int]] = {}
+        for rank, position in sorted(standstill.flights.items()):
+            by_position.setdefault(position, []).append(rank)
+        for position, ranks in by_position.items():
+            text += f"\n{stacks.ranks_in_words(ranks)}, by torch's flight recorder: {position}"
         for rank in [rank for rank in odd if rank in self._workers][:1]:
             native = stacks.native_stack(self._workers[rank].pid, timeout_s=_ANSWER_S)
             if native:

@@ -113,6 +113,8 @@ def test_a_hang_is_noticed_in_time_and_the_right_rank_named(tmp_path, train, how
     stacks = (live.run_dir / "attempt-0" / "stacks.txt").read_text()
     assert "ranks 0, 2, " in stacks
     assert "rank 1, the odd one out" in stacks
+    if how == "lock":
+        assert f"\nranks 0, 2, by torch's flight recorder: at collective {numbers[0]} (gloo:all_reduce)\n" in stacks
     assert WHERE[how] in stacks[stacks.index("rank 1, the odd") :]
 
 
