@@ -116,7 +116,10 @@ def test_every_public_name_loads(installed: Path, tmp_path: Path) -> None:
     assert int(finished.stdout) == len(distrain.__all__)
 
 
-@pytest.mark.parametrize("options", [[], ["--no-fork-server"]], ids=["fork-server", "cold"])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param([], id="fork-server"), pytest.param(["--no-fork-server"], id="cold", marks=pytest.mark.deep)],
+)
 def test_it_launches_away_from_the_checkout(installed: Path, tmp_path: Path, options: list[str]) -> None:
     (tmp_path / "train.py").write_text(SCRIPT)
     finished = away(installed, tmp_path, "distrain", "launch", "--nproc", "2", "--device", "cpu", *options, "train.py")

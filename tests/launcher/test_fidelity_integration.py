@@ -372,7 +372,7 @@ def test_default_thread_count(tmp_path: Path) -> None:
     assert (finished.stdout + finished.stderr).count("OMP_NUM_THREADS") == 1
 
 
-CHILDREN = ["fork", *(pytest.param(kind, marks=pytest.mark.deep) for kind in ("set", "spawn", "forkserver", "torch"))]
+CHILDREN = [pytest.param(kind, marks=pytest.mark.deep) for kind in ("fork", "set", "spawn", "forkserver", "torch")]
 
 
 @pytest.mark.parametrize("kind", CHILDREN)

@@ -33,7 +33,7 @@ def log(run_dir: Path, rank: int, stream: str = "stdout", attempt: int = 0) -> s
     return (run_dir / f"attempt-{attempt}" / f"rank-{rank}" / f"{stream}.log").read_text()
 
 
-@pytest.mark.parametrize("how", ["warm", "--no-fork-server"])
+@pytest.mark.parametrize("how", ["warm", pytest.param("--no-fork-server", marks=pytest.mark.deep)])
 def test_two_ranks_train_together_and_their_output_is_kept(tmp_path, script, how):
     options = [] if how == "warm" else [how]
     run_dir = tmp_path / "run"
@@ -124,6 +124,7 @@ def test_the_exit_code_is_that_of_the_root_cause(tmp_path, script, ending, code,
     assert f": {kind}: " in done.stderr
 
 
+@pytest.mark.deep
 def test_a_module_a_folder_and_a_command_can_be_launched(tmp_path, script):
     package = tmp_path / "package"
     package.mkdir()
@@ -202,6 +203,7 @@ def test_a_second_interrupt_ends_ranks_that_do_not_listen(tmp_path, script):
         assert not any(is_alive(pid) for pid in workers)
 
 
+@pytest.mark.deep
 @pytest.mark.deep
 @pytest.mark.slow
 def test_one_signal_ends_the_run_also_when_the_agent_is_stuck(tmp_path, script):
