@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import time
@@ -57,11 +58,22 @@ def capture(
             continue
         begun[rank] = (path, _nbytes(path))
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, STACKS_SIGNAL)
+            _ask(pid)
             if stopped:
                 os.kill(pid, signal.SIGCONT)
     dumps = _await(begun, time.monotonic() + timeout_s)
     return {rank: Captured(state=states[rank], dump=dumps.get(rank)) for rank in logs}
+
+
+def _ask(pid: int) -> None:
+    """Send the signal to the main thread.
+
+    Of a stopped process any thread takes a signal to the process, whichever is first once it is woken; meanwhile the
+    main one goes on from where it stood.
+    """
+    tgkill = getattr(ctypes.CDLL(None), "tgkill", None)  # Linux alone has it, glibc since 2.30
+    if tgkill is None or tgkill(pid, pid, int(STACKS_SIGNAL)) != 0:
+        os.kill(pid, STACKS_SIGNAL)
 
 
 def _await(awaited: Mapping[int, tuple[Path, int]], deadline: float) -> dict[int, Dump | None]:

@@ -55,6 +55,18 @@ def wait():
     signal.sigwait({signal.SIGUSR1})
 wait()
 """
+STOPPING = """
+for _ in range(8):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+def stop():
+    ready()
+    os.kill(os.getpid(), signal.SIGSTOP)
+def go_on():
+    signal.pause()
+while True:
+    stop()
+    go_on()
+"""
 FORKED_CHILD = """
 def fetch():
     ready()
@@ -142,6 +154,14 @@ def test_a_stopped_process_is_said_to_be_stopped_and_gives_its_stack_only_when_w
         assert woken[2].state.is_stopped
         assert woken[2].dump.frames[-1].function == "sigwait"
         wait_until(lambda: not process_state(pid).is_stopped, 10)
+
+
+def test_a_woken_process_tells_where_it_was_stopped_and_not_where_it_went_on_to(tmp_path):
+    for number in range(5):
+        with rank(tmp_path, STOPPING, number) as (pid, log):
+            wait_until(lambda pid=pid: process_state(pid).is_stopped, 10)
+            frames = capture({0: (pid, log)}, wake_stopped=True)[0].dump.frames
+            assert frames[-1].function == "stop"
 
 
 def test_a_forked_child_answers_into_the_file_it_inherited(tmp_path):
