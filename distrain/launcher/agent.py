@@ -102,6 +102,10 @@ def _run(job: AgentJob, channel: Channel, blocked: Iterable[signal.Signals]) -> 
     )
     try:
         is_preempted = _is_preempted(lambda: launch_agent(config, job.command[0], job.command[1:]), joining)
+        for name in job.signals:
+            # This node's ranks have ended well; leaving now would take the place to meet from those that still save.
+            # The supervisor, which gets the signal too, limits the wait.
+            signal.signal(signal.Signals[name], signal.SIG_IGN)
         if joining:
             joining.succeeded()
     except (ChildFailedError, NotRetriedError, RestartsSpentError) as error:

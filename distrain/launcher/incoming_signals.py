@@ -24,19 +24,24 @@ class IncomingSignals:
 
     @contextlib.contextmanager
     def taken_over(self) -> Iterator[int]:
-        """Take them over; yield a descriptor that becomes readable when one has come."""
+        """Take them over; yield a descriptor that becomes readable when one has come.
+
+        Afterwards they are ignored: how the run ended is settled, and one that comes a moment before the process ends
+        would put an exit code of its own in place of the run's.
+        """
         read_fd, write_fd = os.pipe()
         os.set_blocking(write_fd, False)
         every = [signal.Signals[name] for name in self._names]
         ours = [sig for sig in every if signal.getsignal(sig) != signal.SIG_IGN]
-        before = {sig: signal.signal(sig, self._keep) for sig in ours}
+        for sig in ours:
+            signal.signal(sig, self._keep)
         previous_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
         try:
             yield read_fd
         finally:
             signal.set_wakeup_fd(previous_fd)
-            for sig, handler in before.items():
-                signal.signal(sig, handler)
+            for sig in ours:
+                signal.signal(sig, signal.SIG_IGN)
             os.close(read_fd)
             os.close(write_fd)
 
