@@ -88,7 +88,8 @@ def test_two_nodes_of_the_compose_file_stop_and_go_on(docker, image, monkeypatch
         head = next(node for node in nodes if "node0" in docker("inspect", "--format={{.Name}}", node).stdout)
         Container(engine=docker, name=head).wait_for("epoch 1: ")
         type_in(docker, image, down.replace("down --volumes", "stop"))
-        assert type_in(docker, image, f"docker wait {' '.join(nodes)}") == "75\n75\n"
+        ended = type_in(docker, image, f"docker wait {' '.join(nodes)}")
+        assert ended == "75\n75\n", [docker("logs", node).stderr for node in nodes]
         printed = type_in(docker, image, up)
         assert printed.count("2 nodes together") >= 2
         assert "epoch 2: 2." in printed
