@@ -61,12 +61,12 @@ NO_COMMAND = """
 
 @pytest.fixture
 def program(tmp_path: Path):
-    """Return what writes a program and returns the words that mount it as /work/train.py."""
+    """Return what writes a program and returns the words that mount it as /project/train.py."""
 
     def write(text: str) -> list[str]:
         tmp_path.chmod(0o755)
         (tmp_path / "train.py").write_text(textwrap.dedent(text))
-        return ["--network", "none", "--volume", f"{tmp_path}:/work:ro"]
+        return ["--network", "none", "--volume", f"{tmp_path}:/project:ro"]
 
     return write
 
@@ -79,7 +79,7 @@ def test_the_image_holds_distrain_and_no_secret(docker, image):
     (found,) = json.loads(docker("image", "inspect", image.name).check().stdout)
     (base,) = json.loads(docker("image", "inspect", image.base).check().stdout)
     config = found["Config"]
-    assert (config["User"], config["Entrypoint"], config["WorkingDir"]) == ("1000", ["distrain"], "/work")
+    assert (config["User"], config["Entrypoint"], config["WorkingDir"]) == ("1000", ["distrain"], "/project")
     assert len(found["RootFS"]["Layers"]) <= len(base["RootFS"]["Layers"]) + 5
     history = docker("history", "--no-trunc", image.name).check().stdout
     kept = " ".join(config["Env"]) + history

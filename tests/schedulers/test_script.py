@@ -10,7 +10,7 @@ from tests.support.processes import run
 
 JOB = {
     "name": "train",
-    "folder": "/home/me/work/runs",
+    "folder": "/home/me/project/runs",
     "launch": ["distrain", "launch", "train.py"],
     "requeue": ["distrain", "requeue"],
 }
