@@ -234,3 +234,16 @@ def test_importing_a_module_does_nothing() -> None:
         stdin=subprocess.DEVNULL,
     ).check()
     assert json.loads(finished.stdout.splitlines()[-1]) == {}
+
+
+def test_variables_that_both_halves_name_have_one_name():
+    """The plan may not import who reads them, so each is written twice."""
+    from distrain import rundir
+    from distrain.plan import environment as told
+    from distrain.plan.plan import ENV_DEVICE
+    from distrain.runtime import environment as read
+    from distrain.supervision import heartbeat
+
+    assert told.ENV_HEARTBEAT == heartbeat.ENV_HEARTBEAT
+    assert (told.ENV_LAUNCH_ID, told.ENV_SMOKE) == (rundir.ENV_LAUNCH_ID, rundir.ENV_SMOKE)
+    assert (ENV_DEVICE, told.ENV_XLA_SPMD) == (read.ENV_DEVICE, read.ENV_XLA_SPMD)
