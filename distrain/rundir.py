@@ -13,6 +13,7 @@
     <run>/metrics.jsonl
     <run>/failure.json  report.html
     <run>/requeue.json                          how often a scheduler was asked to queue the run again
+    <run>/.rounds/00000003.json                 where the nodes of an elastic run meet, round by round
 
 The launcher and the worker library meet here and in the environment, nowhere else.
 """
@@ -41,6 +42,7 @@ __all__ = [
     "run_name_of",
     "step_of",
     "write_atomic",
+    "write_once",
 ]
 
 ENV_RUN_DIR = "DISTRAIN_RUN_DIR"
@@ -98,6 +100,10 @@ class RunDir:
     @property
     def requeue(self) -> Path:
         return self.root / "requeue.json"
+
+    @property
+    def rounds(self) -> Path:
+        return self.root / ".rounds"
 
     @property
     def metrics(self) -> Path:
@@ -240,3 +246,44 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def write_once(path: Path, data: str) -> bool:
+    """Make a file that only one of several can make, on whichever hosts they are: whole from the first moment.
+
+    Args:
+        path: The file; its directory must exist.
+        data: Its content, written as UTF-8.
+
+    Returns:
+        Whether it was not there.
+
+    Raises:
+        OSError: The directory is missing or not writable, or the disk is full.
+    """
+    draft = path.with_name(f".{path.stem}-{secrets.token_hex(4)}")
+    try:
+        draft.write_text(data, encoding="utf-8")
+        return _link(draft, path) or _write_in_place(path, data)
+    except FileExistsError:
+        return False
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _link(draft: Path, path: Path) -> bool:
+    """Return False where the file system has no hard links."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def _write_in_place(path: Path, data: str) -> bool:
+    """Write where it stands; until that is done a reader sees an empty file."""
+    with open(path, "x", encoding="utf-8") as file:
+        file.write(data)
+    return True

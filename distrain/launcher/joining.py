@@ -18,10 +18,11 @@ import distrain
 from distrain.launcher.facts import Facts
 from distrain.launcher.joined_workers import JoinedWorkers, joined_starter
 from distrain.launcher.meeting_place import MeetingPlace
-from distrain.launcher.membership import EndedElsewhereError
+from distrain.launcher.membership import EndedElsewhereError, Membership
 from distrain.launcher.nodes import BACKEND, NodesRendezvous
 from distrain.launcher.protocol import AgentJob, Channel
 from distrain.launcher.rank_logs import RunDirLogs
+from distrain.launcher.succession import Succession
 from distrain.plan.meeting import Meeting
 
 if TYPE_CHECKING:
@@ -58,7 +59,6 @@ class Joining:
         self._logs = logs
         self._meeting = Meeting(**job.meeting)
         self._nodes: NodesRendezvous | None = None
-        self._place: MeetingPlace | None = None
         self._workers: JoinedWorkers | None = None
         rendezvous_handler_registry.register(BACKEND, self._make_handler)
 
@@ -96,10 +96,20 @@ class Joining:
         return self._workers is not None and self._workers.is_preempted
 
     def _make_handler(self, parameters: RendezvousParameters) -> RendezvousHandler:
-        self._place = MeetingPlace(self._meeting, self._facts(), door=self._job.door, say=self._say, hear=self._hear)
-        threading.Thread(target=self._end_if_stuck, name="distrain-backstop", daemon=True).start()
+        meeting = self._meeting
+        place = MeetingPlace(meeting, self._facts(), door=self._job.door, say=self._say, hear=self._hear)
+        membership = place.membership
+        threading.Thread(target=self._end_if_stuck, args=[membership], name="distrain-backstop", daemon=True).start()
+        succession = Succession(
+            is_elastic=meeting.min_nodes < meeting.max_nodes, timeout_s=place.timeout_s, say=self._say
+        )
         self._nodes = NodesRendezvous(
-            parameters, place=self._place, say=self._say, logs=self._logs, began=self._round_began
+            parameters,
+            place=place,
+            succession=succession,
+            say=self._say,
+            logs=self._logs,
+            began=self._round_began,
         )
         return self._nodes
 
@@ -138,10 +148,12 @@ class Joining:
         told = [{"token": node.token, "host": node.host, "nproc": node.nproc} for node in nodes]
         self._channel.send("round", attempt=attempt, mine=self._place.facts.token, nodes=told)
 
-    def _end_if_stuck(self) -> None:
+    @property
+    def _place(self) -> MeetingPlace | None:
+        return None if self._nodes is None else self._nodes.place
+
+    def _end_if_stuck(self, membership: Membership) -> None:
         """End the run when the main thread does not take notice: it waits in a call of torch's for a link cut off."""
-        assert self._place is not None
-        membership = self._place.membership
         membership.ended.wait()
         if not membership.seen.wait(_STUCK_S) and membership.ending is not None:
             ending = membership.ending

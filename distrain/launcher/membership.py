@@ -58,8 +58,10 @@ class Membership:
         self._changed = False
         self._newcomer_is_said = False
         self._finished = False
-        self._is_head_gone = False
-        self.head_name = "the node where all meet"
+        self._head: Facts | None = None
+        self._head_gone: Mapping[str, Any] | None = None
+        self.can_move = False
+        """Whether those who are left could meet elsewhere, were the node where all meet lost."""
         self.round = -1
         self.ended = threading.Event()
         """Set once the run is to end here."""
@@ -86,6 +88,31 @@ class Membership:
     def changed(self) -> bool:
         """Whether a new round is to be begun with who is left, or because another node asked for it."""
         return self._changed
+
+    @property
+    def is_head_gone(self) -> bool:
+        """Whether the node where all meet is lost, so that who is left has to meet elsewhere."""
+        return self._head_gone is not None
+
+    @property
+    def may_head_live(self) -> bool:
+        """Whether the node where all meet is only not heard of."""
+        return self._head_gone is not None and bool(self._head_gone.get("silent"))
+
+    @property
+    def head_token(self) -> str:
+        """The agent of the node where all meet, where that is another one."""
+        return self._head.token if self._head else ""
+
+    def meets_at(self, head: Facts | None) -> None:
+        """Note which other node is the head now; None where this one is."""
+        with self._lock:
+            self._head, self._head_gone = head, None
+
+    def heirs(self) -> list[Facts]:
+        """Return the nodes of the round that are left, in the order of their ranks."""
+        with self._lock:
+            return [node for token, node in self._members.items() if token not in self._gone | self._done]
 
     def began(self, number: int, members: list[Facts]) -> None:
         """Note which round has just begun, and who is in it."""
@@ -141,7 +168,7 @@ class Membership:
         Raises:
             EndedElsewhereError: They have failed.
         """
-        while self._members.keys() - self._gone - self._done - {self._mine.token} and not self._is_head_gone:
+        while self._members.keys() - self._gone - self._done - {self._mine.token} and not self.is_head_gone:
             self.check()
             time.sleep(_LOOK_S)
         self.check()
@@ -159,9 +186,7 @@ class Membership:
                 self._gone.add(message["token"])
             self._lost(message["token"], message["how"])
         elif op == "head_gone":
-            self._is_head_gone = True
-            if not self._finished:
-                self._end(f"{self.head_name} {message['how']}; the nodes meet there, so the run ends on this one")
+            self._lost_head(message)
         elif op == "failing" and message["round"] == self.round:
             with self._lock:
                 self._failing[message["token"]] = (message["standing"], message["when"])
@@ -203,6 +228,8 @@ class Membership:
             self._say(f"{other.name} was turned away: {text}")
             return text
         self._admitted[other.token] = other
+        with self._lock:
+            self._gone.discard(other.token)  # it was cut off, and is back
         for line in (
             *warnings(self._mine, other),
             clock_warning(self._mine, other, float(message.get("time", now_s)) - now_s),
@@ -217,15 +244,28 @@ class Membership:
         taken = (node for node in (self._mine, *present) if node.node_rank == other.node_rank)
         return None if other.node_rank is None else next(taken, None)
 
+    def _lost_head(self, message: Mapping[str, Any]) -> None:
+        self._head_gone = message
+        name = self._head.name if self._head else "the node where all meet"
+        if self._finished or self._ending is not None:
+            return
+        if self.round < 0 or self._head is None or not self.can_move:
+            self._end(f"{name} {message['how']}; the nodes meet there, so the run ends on this one")
+            return
+        with self._lock:
+            self._gone.add(self._head.token)
+        self._go_on_without(f"{name} {message['how']}")
+
     def _lost(self, token: str, how: str) -> None:
         if self._finished:
             return
-        if token not in self._members:
-            if token in self._admitted:
-                self._say(f"{self._name(token)} {how}; it had no ranks yet")
-            return
+        if token in self._members:
+            self._go_on_without(f"{self._name(token)} {how}")
+        elif token in self._admitted:
+            self._say(f"{self._name(token)} {how}; it had no ranks yet")
+
+    def _go_on_without(self, what: str) -> None:
         left = len([each for each in self._members if each not in self._gone])
-        what = f"{self._name(token)} {how}"
         nodes = f"{left} node{'s' * (left != 1)}"
         if left < self._min_nodes:
             self._end(f"{what}; {nodes} left and the run needs {self._min_nodes}")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from distrain.errors import UsageError
 from distrain.launcher import precheck
+from distrain.launcher.moved import moved
 from distrain.launcher.node_run_dir import open_run_dir
 from distrain.launcher.shared_memory import free_and_size, shortage
 from distrain.launcher.smoke import EXIT_FAILED
@@ -63,7 +64,11 @@ def _run(plan: Plan, environ: Mapping[str, str]) -> int:
     shared_memory = free_and_size()
     if shared_memory is not None and (short := shortage(*shared_memory, plan.nproc)):
         warnings.append(short)
-    door = None if plan.meeting is None else precheck.open_door(plan.meeting, warnings.append)
+    elsewhere = moved(plan)
+    if elsewhere is not None:
+        plan, door = replace(plan, meeting=elsewhere), None
+    else:
+        door = None if plan.meeting is None else precheck.open_door(plan.meeting, warnings.append)
     record, shared = open_run_dir(plan, is_head=door is not None)
     try:
         return Supervisor(plan, record, environ, door=door, shared_run_dir=shared, warnings=warnings).run()

@@ -284,19 +284,78 @@ def test_a_machine_that_dies_is_noticed_at_once(tmp_path, two, victim):
         lives = [run.start(host, rank) for rank, host in enumerate(two)]
         lives[0].wait_for_output("world 2")
         lives[1].wait_for_output("world 2", rank=1)
-        began = time.monotonic()
-        doomed = lives[0 if victim == "head" else 1].process
-        for pid in [doomed.pid, *(process.pid for process in descendants(doomed.pid))]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if victim == "head":
-            assert "node 0 (host h0) has gone: its connection was closed; the nodes meet there" in ends(lives[1], 1, 15)
-            assert time.monotonic() - began < 10
-            return
-        said(lives[0], r"node 1 \(host h1\) has gone: its connection was closed; going on with 1 node", 10)
-        lives[0].wait_for_output("world 1", attempt=1, deadline_s=25)
+        signal_all(lives[0 if victim == "head" else 1], signal.SIGKILL)
+        lost, left = (0, lives[1]) if victim == "head" else (1, lives[0])
+        said(left, rf"node {lost} \(host h{lost}\) has gone: its connection was closed; going on with 1 node", 10)
+        left.wait_for_output("world 1", attempt=1, deadline_s=25)
         (tmp_path / "stop").touch()
-        ends(lives[0], 0)
+        ends(left, 0)
+
+
+def signal_all(live: Live, number: signal.Signals) -> None:
+    """Send a signal to every process of a launch, as nothing but the loss of a machine does."""
+    for pid in [live.process.pid, *(process.pid for process in descendants(live.process.pid))]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def began(run_dir: Path) -> list[tuple[int, int]]:
+    """Return the size of the world and the step that rank 0 began with, for each attempt in their order."""
+    paths = [*run_dir.glob("attempt-*/rank-0/stdout.log"), *run_dir.glob("node-*/attempt-*/rank-0/stdout.log")]
+    found = {}
+    for path in paths:
+        if match := re.match(r"world (\d+) from step (\d+) ", path.read_text()):
+            found[int(path.parts[-3].removeprefix("attempt-"))] = int(match[1]), int(match[2])
+    return [found[attempt] for attempt in sorted(found)]
+
+
+def trains(run_dir: Path, world: int, deadline_s: float = 60) -> None:
+    """Wait until the last attempt is one of so many ranks."""
+    wait_until(lambda: (told := began(run_dir)) and told[-1][0] == world, deadline_s, what=f"a world of {world}")
+
+
+def test_a_run_survives_the_loss_of_the_node_where_all_meet_which_may_come_back(tmp_path, three):
+    """It is started again with the same words, as its scheduler would, and finds the others where they meet now."""
+    shared = tmp_path / "run"
+    with Run(tmp_path, COUNT, "--nnodes", "1:3", "--rdzv-conf", "last_call_timeout=2", head=three[0]) as run:
+        first, second, third = (run.start(host, rank) for rank, host in enumerate(three))
+        trains(shared, 3)
+        signal_all(first, signal.SIGKILL)
+        for live in (second, third):
+            said(live, r"node 0 \(host h0\) has gone: its connection was closed; going on with 2 nodes", 10)
+        said(second, "the nodes meet at this one now")
+        said(third, r"the nodes meet at node 1 \(host h1\) now")
+        said(third, "2 nodes together · h1: rank 0, h2: rank 1", 20)
+        trains(shared, 2)
+        back = run.start(three[0], 0)
+        said(back, "3 nodes together · h0: rank 0, h1: rank 1, h2: rank 2", 40)
+        trains(shared, 3)
+        signal_all(second, signal.SIGKILL)
+        said(back, r"node 1 \(host h1\) has gone: its connection was closed; going on with 2 nodes", 20)
+        trains(shared, 2)
+        (tmp_path / "stop").touch()
+        errs = [ends(back, 0), ends(third, 0)]
+        told = began(shared)
+        assert [world for world, _ in told][-4:] == [3, 2, 3, 2]
+        assert [step for _, step in told] == sorted(step for _, step in told), "each goes on from the one before"
+        assert not any("root cause" in err or "warning" in err for err in errs)
+
+
+def test_a_head_that_stood_still_while_the_others_went_on_without_it_ends(tmp_path, three):
+    shared = tmp_path / "run"
+    with Run(
+        tmp_path, COUNT, "--nnodes", "1:3", "--rdzv-conf", "node_timeout=3,last_call_timeout=2", head=three[0]
+    ) as run:
+        first, second, third = (run.start(host, rank) for rank, host in enumerate(three))
+        trains(shared, 3)
+        signal_all(first, signal.SIGSTOP)
+        said(second, r"node 0 \(host h0\) has not been heard of for 3 s; going on with 2 nodes", 8)
+        trains(shared, 2)
+        signal_all(first, signal.SIGCONT)
+        assert "the nodes that this one has lost go on without it, led by node 1 (host h1) since 20" in ends(first, 1)
+        (tmp_path / "stop").touch()
+        ends(second, 0)
+        ends(third, 0)
 
 
 def test_when_only_the_agent_of_a_node_is_killed_the_others_go_on(tmp_path, two):
