@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,9 @@ from distrain.launcher.facts import Facts
 from distrain.launcher.joined_workers import JoinedWorkers, joined_starter
 from distrain.launcher.meeting_place import MeetingPlace
 from distrain.launcher.membership import EndedElsewhereError, Membership
+from distrain.launcher.moved import moved
 from distrain.launcher.nodes import BACKEND, NodesRendezvous
+from distrain.launcher.precheck import await_answer
 from distrain.launcher.protocol import AgentJob, Channel
 from distrain.launcher.rank_logs import RunDirLogs
 from distrain.launcher.succession import Succession
@@ -31,6 +34,13 @@ if TYPE_CHECKING:
 __all__ = ["Joining", "is_ours"]
 
 _STUCK_S = 3.0
+
+
+class _MovedError(Exception):
+    """The nodes meet elsewhere."""
+
+    def __init__(self, meeting: Meeting) -> None:
+        self.meeting = meeting
 
 
 def is_ours(meeting: Mapping[str, Any] | None) -> bool:
@@ -96,7 +106,7 @@ class Joining:
         return self._workers is not None and self._workers.is_preempted
 
     def _make_handler(self, parameters: RendezvousParameters) -> RendezvousHandler:
-        meeting = self._meeting
+        meeting = self._meeting if self._job.door is not None else self._where_all_meet()
         place = MeetingPlace(meeting, self._facts(), door=self._job.door, say=self._say, hear=self._hear)
         membership = place.membership
         threading.Thread(target=self._end_if_stuck, args=[membership], name="distrain-backstop", daemon=True).start()
@@ -112,6 +122,21 @@ class Joining:
             began=self._round_began,
         )
         return self._nodes
+
+    def _where_all_meet(self) -> Meeting:
+        """Return where somebody answers: a node that waits for one that was lost goes where the others went."""
+
+        def look() -> None:
+            elsewhere = moved(self._meeting, Path(self._job.facts["shared_run_dir"]))
+            if elsewhere is not None:
+                self._say(f"the nodes meet at {elsewhere.endpoint} now")
+                raise _MovedError(elsewhere)
+
+        try:
+            await_answer(self._meeting, self._say, look)
+        except _MovedError as found:
+            return found.meeting
+        return self._meeting
 
     def _facts(self) -> Facts:
         meeting, job = self._meeting, self._job

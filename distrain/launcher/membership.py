@@ -51,6 +51,7 @@ class Membership:
         self._members: dict[str, Facts] = {}
         self._admitted: dict[str, Facts] = {}
         self._gone: set[str] = set()
+        self._silent: set[str] = set()
         self._done: set[str] = set()
         self._left: set[str] = set()
         self._failing: dict[str, tuple[int, float]] = {}
@@ -108,6 +109,11 @@ class Membership:
         """Note which other node is the head now; None where this one is."""
         with self._lock:
             self._head, self._head_gone = head, None
+
+    def num_silent(self) -> int:
+        """Return how many nodes of the round are lost and may be alive."""
+        with self._lock:
+            return len(self._silent & self._members.keys())
 
     def heirs(self) -> list[Facts]:
         """Return the nodes of the round that are left, in the order of their ranks."""
@@ -184,6 +190,8 @@ class Membership:
         if op == "gone":
             with self._lock:
                 self._gone.add(message["token"])
+                if message.get("silent"):
+                    self._silent.add(message["token"])
             self._lost(message["token"], message["how"])
         elif op == "head_gone":
             self._lost_head(message)
@@ -230,6 +238,7 @@ class Membership:
         self._admitted[other.token] = other
         with self._lock:
             self._gone.discard(other.token)  # it was cut off, and is back
+            self._silent.discard(other.token)
         for line in (
             *warnings(self._mine, other),
             clock_warning(self._mine, other, float(message.get("time", now_s)) - now_s),
@@ -254,7 +263,7 @@ class Membership:
             return
         with self._lock:
             self._gone.add(self._head.token)
-        self._go_on_without(f"{name} {message['how']}")
+        self._go_on_without(f"{name} {message['how']}", unless=", unless it has the run" if self.may_head_live else "")
 
     def _lost(self, token: str, how: str) -> None:
         if self._finished:
@@ -264,7 +273,7 @@ class Membership:
         elif token in self._admitted:
             self._say(f"{self._name(token)} {how}; it had no ranks yet")
 
-    def _go_on_without(self, what: str) -> None:
+    def _go_on_without(self, what: str, unless: str = "") -> None:
         left = len([each for each in self._members if each not in self._gone])
         nodes = f"{left} node{'s' * (left != 1)}"
         if left < self._min_nodes:
@@ -272,7 +281,7 @@ class Membership:
         else:
             with self._lock:
                 self._changed = True
-            self._say(f"{what}; going on with {nodes}", elsewhere=True)
+            self._say(f"{what}; going on with {nodes}{unless}", elsewhere=True)
 
     def _restart(self, message: Mapping[str, Any]) -> None:
         with self._lock:

@@ -7,27 +7,26 @@ from __future__ import annotations
 
 import socket
 from dataclasses import replace
+from pathlib import Path
 
-from distrain.launcher.node_run_dir import named_run_dir
 from distrain.launcher.rounds import Rounds
 from distrain.launcher.watch import answers_as
 from distrain.plan.meeting import Meeting
-from distrain.plan.plan import Plan
 from distrain.rundir import RunDir
 
 __all__ = ["moved"]
 
 
-def moved(plan: Plan) -> Meeting | None:
-    """Return where the nodes meet now; None where that is the place that the plan says, or nobody is there yet.
+def moved(meeting: Meeting, root: Path) -> Meeting | None:
+    """Return where the nodes meet now; None where that is the place that the user named, or nobody is there yet.
 
     The node that was lost may be the one that comes: started again it would open the place anew, and be a second run.
 
     Args:
-        plan: The plan.
+        meeting: Where the nodes met at first.
+        root: The run directory that the ranks share.
     """
-    meeting, root = plan.meeting, named_run_dir(plan)
-    if meeting is None or root is None or meeting.min_nodes == meeting.max_nodes or meeting.backend != "c10d":
+    if meeting.min_nodes == meeting.max_nodes or meeting.backend != "c10d":
         return None
     held = Rounds(RunDir(root=root).rounds).newest()
     if held is None or (held.port == meeting.port and held.address in _addresses(meeting.host)):

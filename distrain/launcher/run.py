@@ -13,7 +13,7 @@ from pathlib import Path
 from distrain.errors import UsageError
 from distrain.launcher import precheck
 from distrain.launcher.moved import moved
-from distrain.launcher.node_run_dir import open_run_dir
+from distrain.launcher.node_run_dir import named_run_dir, open_run_dir
 from distrain.launcher.shared_memory import free_and_size, shortage
 from distrain.launcher.smoke import EXIT_FAILED
 from distrain.launcher.supervisor import Supervisor
@@ -64,11 +64,15 @@ def _run(plan: Plan, environ: Mapping[str, str]) -> int:
     shared_memory = free_and_size()
     if shared_memory is not None and (short := shortage(*shared_memory, plan.nproc)):
         warnings.append(short)
-    elsewhere = moved(plan)
-    if elsewhere is not None:
-        plan, door = replace(plan, meeting=elsewhere), None
-    else:
-        door = None if plan.meeting is None else precheck.open_door(plan.meeting, warnings.append)
+    door = None
+    if plan.meeting is not None:
+        named = named_run_dir(plan)
+        elsewhere = moved(plan.meeting, named) if named else None
+        if elsewhere is None:
+            door = precheck.open_door(plan.meeting, warnings.append)
+        else:
+            warnings.append(f"the nodes do not meet at {plan.meeting.endpoint} any more, but at {elsewhere.endpoint}")
+            plan = replace(plan, meeting=elsewhere)
     record, shared = open_run_dir(plan, is_head=door is not None)
     try:
         return Supervisor(plan, record, environ, door=door, shared_run_dir=shared, warnings=warnings).run()

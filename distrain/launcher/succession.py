@@ -3,9 +3,14 @@
     head ── takes round 4 ──►  the head is lost  ──►  the first of those left takes round 5 and opens the place there;
                                                       the others read where, and come
 
-The head may be alive and cut off. It takes round 5 too, as soon as it notices that it has lost the others, and only one
-of the two succeeds (`rounds`): the other side ends. The head has the first try, for those who are still with it would
-lose it otherwise.
+The head may be alive and cut off. It takes round 5 too, once it notices that it has lost the others, and only one of
+the two succeeds (`rounds`): the other side ends. The side with more nodes has the first try, as far as a side can know:
+the head where no more than half are lost, else the others. Each waits for its turn, in parts of the time after which a
+node is lost:
+
+    0.25  the head with half of the nodes or more, when it has noticed all that are lost
+    0.75  the first of the others; the next ones each 1 later
+    1.25  the head with fewer
 
 Only an elastic run goes on without a node. It takes a run directory that the nodes share, as the checkpoints do from
 which they go on.
@@ -27,6 +32,7 @@ from distrain.rundir import RunDir, as_typed
 
 __all__ = ["Succession"]
 
+_HEAD, _OTHERS, _LONELY_HEAD = 0.25, 0.75, 1.25
 _LOOK_S = 0.2
 _OPENS_S = 5.0
 """Who has taken a round has so long to open the place."""
@@ -52,6 +58,7 @@ class Succession:
         self._number = 0
         self._has_next = False
         self._address = ""
+        self._is_warned = False
 
     def settle(self, place: MeetingPlace, store: Any, run_dir: str, address: str) -> None:
         """Take the number of the round that is about to begin, on the head; see, on the others, that it is taken.
@@ -77,17 +84,35 @@ class Succession:
         else:
             self._number = int(store.get("round"))
             held = self._rounds.holder(self._number) if self._number else None
-            place.membership.can_move = held is not None and held.token == place.membership.head_token
+            can_move = held is not None and held.token == place.membership.head_token
+            if self._number and not can_move and not self._is_warned:
+                self._is_warned = True
+                self._say(
+                    f"warning: {run_dir} of the node where all meet is not seen here; without it the run ends here"
+                )
+            place.membership.can_move = can_move
 
     def lost_some(self, place: MeetingPlace) -> None:
-        """Take the next round at once, on the head, before those who do not hear of it any more may.
+        """Take the next round, on the head, when its turn has come.
 
         Raises:
-            EndedElsewhereError: They have.
+            EndedElsewhereError: Those who do not hear of this node any more have taken it.
         """
-        if place.is_head and self._number and not self._has_next:
-            self._number = self._taken(place)
-            self._has_next = True
+        if not place.is_head or self._number == 0 or self._has_next:
+            return
+        if place.membership.num_silent():
+            self._wait(_HEAD)
+            if place.membership.num_silent() > len(place.membership.heirs()):
+                self._wait(_LONELY_HEAD - _HEAD)
+        self._number = self._taken(place)
+        self._has_next = True
+
+    def _wait(self, part: float) -> None:
+        """Wait for a turn, or until another node has had its own."""
+        assert self._rounds is not None
+        end_s = time.monotonic() + part * self._timeout_s
+        while time.monotonic() < end_s and self._rounds.holder(self._number + 1) is None:
+            time.sleep(_LOOK_S)
 
     def _taken(self, place: MeetingPlace) -> int:
         """Return the number that this node has taken; 0 where none can be: then nobody else can either."""
@@ -125,8 +150,8 @@ class Succession:
         membership = place.membership
         heirs = [node.token for node in membership.heirs()]
         self._number += 1
-        turn_s = time.monotonic() + (self._timeout_s / 2 if membership.may_head_live else 0)
-        turn_s += heirs.index(facts.token) * self._timeout_s
+        first = _OTHERS if membership.may_head_live else 0
+        turn_s = time.monotonic() + self._timeout_s * (first + heirs.index(facts.token))
         while True:
             held = self._rounds.holder(self._number)
             if held is not None:

@@ -122,6 +122,10 @@ class _Watch:
     def _silence(self) -> str:
         return f"has not been heard of for {self.timeout_s:g} s"
 
+    def _what(self, how: str) -> dict[str, Any]:
+        """Return what is told of a peer that is gone; one that is only not heard of may be alive."""
+        return {"how": how, **({"silent": True} if how == self._silence() else {})}
+
     def _read(self, peer: Peer) -> list[dict[str, Any]]:
         messages = peer.receive()
         if messages is None:
@@ -151,7 +155,8 @@ class Head(_Watch):
     """The watch's side on the node where all meet.
 
     Args:
-        on_word: Called with what members say and with `gone` (`token`, `how`) for those that are lost or have left.
+        on_word: Called with what members say and with `gone` (`token`, `how`, and `silent` where it may be alive) for
+            those that are lost or have left.
         timeout_s: As above.
         admit: Asked about the facts of everyone who comes; the text is why they cannot come in.
         address: Where it listens; "" is everywhere, for which interface the others come through, only they know.
@@ -223,7 +228,7 @@ class Head(_Watch):
     def _gone(self, peer: Peer, how: str) -> None:
         self._peers.remove(peer)
         if peer.token and not peer.left:
-            self._spread(peer, "gone", {"token": peer.token, "how": how})
+            self._spread(peer, "gone", {"token": peer.token, **self._what(how)})
 
     def _beat(self) -> None:
         self.tell("beat")
@@ -293,7 +298,7 @@ class Member(_Watch):
     def _gone(self, peer: Peer, how: str) -> None:
         assert peer is self._head
         self._closing = True
-        self.on_word("head_gone", {"how": how, "silent": how == self._silence()})
+        self.on_word("head_gone", self._what(how))
 
     def _beat(self) -> None:
         self._send(self._head, "beat")

@@ -70,6 +70,56 @@ def test_the_head_takes_the_run_with_it_unless_the_ranks_have_finished(said):
         membership.check()
 
 
+def led_by_another(said, **options) -> Membership:
+    """Return what node 1 makes of it, which meets the others at node 0 and could meet them elsewhere."""
+    membership = Membership(OTHER, options.get("min_nodes", 1), lambda text, **_: said.append(text))
+    membership.meets_at(NODE)
+    membership.can_move = True
+    if options.get("has_begun", True):
+        membership.began(0, [NODE, OTHER, THIRD])
+    return membership
+
+
+def test_who_is_left_of_an_elastic_run_goes_on_without_the_head(said):
+    membership = led_by_another(said)
+    assert membership.head_token == "a"
+    membership.take("head_gone", {"how": "has gone"})
+    membership.check()
+    assert membership.changed()
+    assert membership.is_head_gone
+    assert not membership.may_head_live
+    assert membership.heirs() == [OTHER, THIRD]
+    assert said == ["node 0 (host h0) has gone; going on with 2 nodes"]
+    membership.meets_at(THIRD)
+    assert not membership.is_head_gone
+
+
+def test_a_head_that_is_not_heard_of_may_live(said):
+    membership = led_by_another(said)
+    membership.take("head_gone", {"how": "is silent", "silent": True})
+    assert membership.may_head_live
+    assert said == ["node 0 (host h0) is silent; going on with 2 nodes, unless it has the run"]
+
+
+@pytest.mark.parametrize("lacking", [{"min_nodes": 3}, {"has_begun": False}])
+def test_without_enough_nodes_or_before_the_first_round_the_head_takes_the_run_with_it(said, lacking):
+    membership = led_by_another(said, **lacking)
+    membership.take("head_gone", {"how": "has gone"})
+    with pytest.raises(EndedElsewhereError, match=r"node 0 \(host h0\) has gone; "):
+        membership.check()
+
+
+def test_a_node_that_was_cut_off_and_comes_back_is_not_lost_again(said):
+    membership = make(said)
+    membership.take("gone", {"token": "b", "how": "is silent", "silent": True})
+    assert membership.num_silent() == 1
+    assert membership.heirs() == [NODE, THIRD]
+    assert membership.admit(hello(OTHER), 0.0) is None
+    membership.began(1, [NODE, OTHER, THIRD])
+    assert membership.num_silent() == 0
+    assert not membership.changed()
+
+
 def test_the_first_to_fail_is_no_collateral(said):
     membership = make(said)
     assert not membership.is_collateral("a", 5, 5.0)

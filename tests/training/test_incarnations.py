@@ -2,7 +2,6 @@
 
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -74,17 +73,6 @@ def test_without_a_launch_whoever_trains_last_is_right(tmp_path, monkeypatch, la
     assert incarnations.claim(tmp_path) == 2
     monkeypatch.delenv("DISTRAIN_LAUNCH_ID")
     assert incarnations.claim(tmp_path) == 3
-
-
-@pytest.mark.parametrize("has_links", [True, False])
-def test_a_number_is_taken_once(tmp_path, monkeypatch, has_links):
-    if not has_links:
-        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "not permitted")))
-    with ThreadPoolExecutor(8) as pool:
-        took = list(pool.map(lambda i: incarnations._make(tmp_path, 7, {"launch": str(i)}), range(32)))
-    assert took.count(True) == 1
-    assert os.listdir(tmp_path) == ["00000007.json"]
-    assert json.loads((tmp_path / "00000007.json").read_text())["launch"] == str(took.index(True))
 
 
 def test_what_slips_in_late_is_older_than_all_that_the_next_writes(tmp_path):
