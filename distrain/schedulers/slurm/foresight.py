@@ -43,9 +43,9 @@ def foresee(
     num_gpus = gpus_of(gpus) if gpus and gpus.rpartition(":")[2].isdigit() else 0
     ahead = Ahead(placement=_first_of(nodes, given(flags, environ, None), passed), gpus=num_gpus or None)
     plan = resolve(program, flags, environ=environ, ahead=ahead)
-    for name in _OF_ONE_NODE:
-        said = plan.settings.get(name)
-        if said is not None and said.origin in ("flag", "environment", "profile") and ahead.placement.nnodes > 1:
+    several = plan.meeting is not None and plan.meeting.max_nodes > 1
+    for said in (plan.settings.get(name) for name in _OF_ONE_NODE if several):
+        if said is not None and said.origin in ("flag", "environment", "profile"):
             raise UsageError(
                 f"{said.detail}: got {said.value}, and every node of the job would have it ({ahead.placement.detail}). "
                 "Leave it out: each node finds its own."
