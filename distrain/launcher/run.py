@@ -63,9 +63,17 @@ def _run(plan: Plan, environ: Mapping[str, str]) -> int:
     shared_memory = free_and_size()
     if shared_memory is not None and (short := shortage(*shared_memory, plan.nproc)):
         warnings.append(short)
-    door = None if plan.meeting is None else precheck.open_door(plan.meeting, warnings.append)
+    door = None
+    if plan.meeting is not None:
+        patience_s = precheck.name_patience_s(plan.meeting, environ)
+        door = precheck.open_door(plan.meeting, warnings.append, say=_say, patience_s=patience_s)
     record, shared = open_run_dir(plan, is_head=door is not None)
     try:
         return Supervisor(plan, record, environ, door=door, shared_run_dir=shared, warnings=warnings).run()
     finally:
         record.close()
+
+
+def _say(text: str) -> None:
+    """Tell the user something before there is a supervisor."""
+    print(f"distrain: {text}", file=sys.stderr, flush=True)
