@@ -69,7 +69,8 @@ def _run(plan: Plan, environ: Mapping[str, str]) -> int:
         named = named_run_dir(plan)
         elsewhere = moved(plan.meeting, named) if named else None
         if elsewhere is None:
-            door = precheck.open_door(plan.meeting, warnings.append)
+            patience_s = precheck.name_patience_s(plan.meeting, environ)
+            door = precheck.open_door(plan.meeting, warnings.append, say=_say, patience_s=patience_s)
         else:
             warnings.append(f"the nodes do not meet at {plan.meeting.endpoint} any more, but at {elsewhere.endpoint}")
             plan = replace(plan, meeting=elsewhere)
@@ -78,3 +79,8 @@ def _run(plan: Plan, environ: Mapping[str, str]) -> int:
         return Supervisor(plan, record, environ, door=door, shared_run_dir=shared, warnings=warnings).run()
     finally:
         record.close()
+
+
+def _say(text: str) -> None:
+    """Tell the user something before there is a supervisor."""
+    print(f"distrain: {text}", file=sys.stderr, flush=True)

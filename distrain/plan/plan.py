@@ -12,6 +12,7 @@ from typing import Literal
 
 from distrain.errors import UsageError, did_you_mean
 from distrain.plan import cluster, detect, profile
+from distrain.plan.ahead import Ahead
 from distrain.plan.cluster import Placement
 from distrain.plan.draft import Draft
 from distrain.plan.meeting import Meeting, resolve_meeting
@@ -101,7 +102,12 @@ class Plan:
 
 
 def resolve(
-    program: Program, flags: Mapping[str, str] | None = None, *, environ: Mapping[str, str], cwd: Path | None = None
+    program: Program,
+    flags: Mapping[str, str] | None = None,
+    *,
+    environ: Mapping[str, str],
+    cwd: Path | None = None,
+    ahead: Ahead | None = None,
 ) -> Plan:
     """Turn what the command line says into a plan, with what the other sources say beside it.
 
@@ -110,6 +116,8 @@ def resolve(
         flags: Option name to the text of its value, `1` for a flag without one.
         environ: The environment the workers will inherit.
         cwd: The folder that relative paths start from; the current one by default.
+        ahead: What is known of the nodes, for a launch that begins later and elsewhere. Then no accelerator is
+            looked for on this machine; a device that only the node knows is `auto`, a number of ranks 0.
 
     Raises:
         UsageError: A value is not valid, or two contradict each other.
@@ -124,10 +132,14 @@ def resolve(
     # A launch inside a worker is a run of its own: the worker has the scheduler's place already.
     placed = "standalone" not in found and not is_worker(environ)
     profile_env = {} if read is None else {name: each.text for name, each in read.env.items() if name not in environ}
+    here = cluster.find if ahead is None else lambda _: ahead.placement
+    environ_of_workers = {**environ, **profile_env}
     draft = Draft(
         found,
-        environ={**environ, **profile_env},
-        placement=cluster.find(environ) if placed else None,
+        environ=environ_of_workers,
+        placement=here(environ) if placed else None,
+        gpus=detect.visible_gpus(environ_of_workers) if ahead is None else ahead.gpus,
+        is_ahead=ahead is not None,
         warnings=warnings,
     )
     return _Resolution(program, draft, cwd, read, profile_env).plan()
@@ -233,7 +245,7 @@ class _Resolution:
             self.draft.note("omp_num_threads", int(first), "profile" if ours else "environment", where)
             return int(first)
         cpus = detect.available_cpus()
-        threads = max(1, cpus // nproc)
+        threads = max(1, cpus // max(1, nproc))
         self.draft.note("omp_num_threads", threads, "detected", f"{cpus} available CPUs ÷ {nproc} local ranks")
         return threads
 
@@ -282,7 +294,7 @@ class _Resolution:
                 passed[name] = self.found[name].text if name in self.found else None
         if passed["log_dir"] is not None:
             passed["log_dir"] = str((self.cwd / passed["log_dir"]).absolute())
-        if passed["numa_binding"] is not None and device != "cuda":
+        if passed["numa_binding"] is not None and device not in ("cuda", "auto"):
             where = self.found["numa_binding"].where
             raise UsageError(f"{where}: processes are bound to the CPUs near their GPU, and the device is {device}.")
         return passed

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -184,6 +183,7 @@ class Checkpointer:
         """Have this launch be the one that may write here, from the beginning of a run on."""
         if rank_and_size()[0] == 0:
             self._incarnation = incarnations.claim(self.directory)
+            checkpoint_files.remove_drafts(self.directory, self._incarnation)
 
     def _save_inside_epoch(self, trainer: Engine) -> None:
         if not self._is_stopping() and place_of(trainer)[1] != 0:  # else the epoch's end saves
@@ -225,8 +225,6 @@ class Checkpointer:
     def _newest_whole(self) -> Path | None:
         if not self.directory.is_dir():
             return None
-        for leftover in self.directory.glob(f"{checkpoint_files.DRAFT}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
         candidates = checkpoint_files.in_order(self.directory)
         for path in reversed(candidates):
             problem = checkpoint_files.problem_of(path)
@@ -234,7 +232,10 @@ class Checkpointer:
                 self._number = (checkpoint_order(path) or (0, 0))[1]
                 return path
             aside = path.with_name(f"{DAMAGED}{path.name}-{secrets.token_hex(3)}")
-            os.rename(path, aside)
+            try:
+                os.rename(path, aside)
+            except FileNotFoundError:  # a run that lives has removed it, and has newer ones
+                return self._newest_whole()
             warnings.warn(
                 f"The checkpoint {path} is damaged ({problem}). It was set aside as {aside.name}; the one before it is "
                 "taken.",
@@ -320,7 +321,7 @@ class Checkpointer:
 
     def _prune(self) -> None:
         for path in checkpoint_files.in_order(self.directory)[: -self.keep]:
-            shutil.rmtree(path, ignore_errors=True)
+            checkpoint_files.remove(path, self._incarnation)
 
 
 def _without_random_states(progress: dict[str, Any]) -> dict[str, Any]:

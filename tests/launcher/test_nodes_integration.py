@@ -375,17 +375,20 @@ def test_when_only_the_agent_of_a_node_is_killed_the_others_go_on(tmp_path, two)
 
 
 def test_a_place_that_cannot_be_is_said_before_anything_starts(tmp_path, two):
-    with Run(tmp_path, COUNT, "--nnodes", "2", "--rdzv-conf", "join_timeout=7", head=two[0]) as run:
+    with Run(tmp_path, COUNT, "--nnodes", "2", "--rdzv-conf", "join_timeout=2", head=two[0]) as run:
         run.options[run.options.index("h0:29400")] = "nowhere:29400"
         err = ends(run.start(two[1], 1), 2)
-        assert err.count("\n") == 1
-        assert "'nowhere' does not resolve on h1" in err
+        assert "node 1: 'nowhere', where the nodes are to meet, does not resolve on h1; trying for 2 s" in err
+        assert "'nowhere' does not resolve on h1 (" in err.splitlines()[1]
     with Run(tmp_path, COUNT, "--nnodes", "2", "--rdzv-conf", "join_timeout=7", head=two[0]) as run:
         began = time.monotonic()
+        run.options[run.options.index("h0:29400")] = "late:29400"
         alone = run.start(two[1], 1)
-        said(alone, r"node 1: nothing answers at h0:29400 yet \(connection refused\); waiting up to 7 s", 20)
+        said(alone, r"node 1: 'late', where the nodes are to meet, does not resolve on h1; trying for 7 s", 20)
+        two[1].run("sh", "-c", f"echo {two[0].address} late >> /etc/hosts").check()
+        said(alone, r"node 1: nothing answers at late:29400 yet \(connection refused\); waiting up to 7 s", 20)
         err = ends(alone, 1)
-        assert "node 1: nothing has answered at h0:29400 for 7 s (connection refused)" in err
+        assert "node 1: nothing has answered at late:29400 for 7 s (connection refused)" in err
         assert time.monotonic() - began < 30
     with Run(tmp_path, COUNT, "--nnodes", "2", "--rdzv-conf", "join_timeout=7", head=two[0]) as run:
         began = time.monotonic()

@@ -198,12 +198,6 @@ def test_when_none_can_be_read_it_does_not_start_anew_in_silence(tmp_path):
         setting(tmp_path)
 
 
-def test_leftover_drafts_are_removed(tmp_path):
-    (tmp_path / ".draft-step-00000002-1-abc").mkdir(parents=True)
-    setting(tmp_path)
-    assert names(tmp_path) == []
-
-
 def test_what_does_not_fit_is_said(tmp_path):
     model, _, trainer, _ = run(tmp_path)
     other = nn.Linear(7, 1)
