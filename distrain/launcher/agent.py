@@ -18,6 +18,8 @@ from distrain.errors import EXIT_PREEMPTED, LaunchError, PreemptedError
 from distrain.launcher.protocol import AgentJob, Channel
 
 if TYPE_CHECKING:
+    from torch.distributed.launcher.api import LaunchConfig
+
     from distrain.launcher.joining import Joining
 
 __all__ = ["main"]
@@ -70,7 +72,7 @@ def _run(job: AgentJob, channel: Channel, blocked: Iterable[signal.Signals]) -> 
     from torch.distributed.elastic.multiprocessing import api
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, launch_agent
+    from torch.distributed.launcher.api import LaunchConfig
 
     from distrain.launcher.joining import Joining, is_ours
     from distrain.launcher.membership import EndedElsewhereError
@@ -101,7 +103,7 @@ def _run(job: AgentJob, channel: Channel, blocked: Iterable[signal.Signals]) -> 
         **(joining.settings() if joining else settings(job)),
     )
     try:
-        is_preempted = _is_preempted(lambda: launch_agent(config, job.command[0], job.command[1:]), joining)
+        is_preempted = _is_preempted(lambda: _launched(config, job, joining), joining)
         for name in job.signals:
             # This node's ranks have ended well; leaving now would take the place to meet from those that still save.
             # The supervisor, which gets the signal too, limits the wait.
@@ -134,6 +136,22 @@ def _run(job: AgentJob, channel: Channel, blocked: Iterable[signal.Signals]) -> 
         return 1
     channel.send("report", outcome="preempted" if is_preempted else "succeeded")
     return EXIT_PREEMPTED if is_preempted else 0
+
+
+def _launched(config: LaunchConfig, job: AgentJob, joining: Joining | None) -> None:
+    """Have torch's agent run the workers; where it fails of the end of another node, that is the error."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import launch_agent
+
+    try:
+        launch_agent(config, job.command[0], job.command[1:])
+    except (ChildFailedError, LaunchError, SignalException):
+        raise
+    except Exception:
+        if joining is not None:
+            joining.explain()
+        raise
 
 
 def _is_preempted(launch: Callable[[], object], joining: Joining | None) -> bool:

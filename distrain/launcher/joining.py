@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Joining", "is_ours"]
 
 _STUCK_S = 3.0
+_WORD_S = 2.0
 
 
 class _MovedError(Exception):
@@ -69,6 +70,7 @@ class Joining:
         self._logs = logs
         self._meeting = Meeting(**job.meeting)
         self._nodes: NodesRendezvous | None = None
+        self._membership: Membership | None = None
         self._workers: JoinedWorkers | None = None
         rendezvous_handler_registry.register(BACKEND, self._make_handler)
 
@@ -108,7 +110,7 @@ class Joining:
     def _make_handler(self, parameters: RendezvousParameters) -> RendezvousHandler:
         meeting = self._meeting if self._job.door is not None else self._where_all_meet()
         place = MeetingPlace(meeting, self._facts(), door=self._job.door, say=self._say, hear=self._hear)
-        membership = place.membership
+        membership = self._membership = place.membership
         threading.Thread(target=self._end_if_stuck, args=[membership], name="distrain-backstop", daemon=True).start()
         succession = Succession(
             is_elastic=meeting.min_nodes < meeting.max_nodes, timeout_s=place.timeout_s, say=self._say
@@ -185,6 +187,15 @@ class Joining:
             self._channel.send(
                 "report", outcome="ended", error=str(ending), code=ending.exit_code, report=ending.report
             )
+
+    def explain(self) -> None:
+        """Find out whether an error is the end of another node.
+
+        Raises:
+            EndedElsewhereError: It is.
+        """
+        if self._membership is not None:
+            self._membership.explain(_WORD_S)
 
     # The last word to the others.
 

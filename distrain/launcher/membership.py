@@ -86,6 +86,21 @@ class Membership:
         """Why the run is to end here, when it is."""
         return self._ending
 
+    def explain(self, patience_s: float) -> None:
+        """Wait a moment for what became of another node: torch's calls may fail of it before the watch has told.
+
+        Args:
+            patience_s: How long at most.
+
+        Raises:
+            EndedElsewhereError: The run is to end here.
+        """
+        end_s = time.monotonic() + patience_s
+        while time.monotonic() < end_s and not self.is_head_gone:
+            self.check()
+            time.sleep(_LOOK_S)
+        self.check()
+
     def changed(self) -> bool:
         """Whether a new round is to be begun with who is left, or because another node asked for it."""
         return self._changed

@@ -45,6 +45,7 @@ _ASK_S = 0.5
 _PATIENCE_S = 8.0
 _EXCHANGE = timedelta(seconds=30)
 _SHUTDOWN_S = 3.0
+_WORD_S = 2.0
 
 T = TypeVar("T")
 
@@ -138,7 +139,8 @@ class NodesRendezvous(RendezvousHandler):
                 self._apart(self._move)
             try:
                 return self._joined(self._say_who_is_awaited if first else None)
-            except (RendezvousError, DistStoreError, RuntimeError, _HeadLostError):
+            except (RendezvousError, RuntimeError, _HeadLostError):
+                self._membership.explain(_WORD_S)
                 if not self._membership.is_head_gone:
                     raise
 
