@@ -146,7 +146,12 @@ class Joining:
         if not membership.seen.wait(_STUCK_S) and membership.ending is not None:
             ending = membership.ending
             self._channel.send(
-                "report", outcome="ended", error=str(ending), code=ending.exit_code, report=ending.report
+                "report",
+                outcome="ended",
+                error=str(ending),
+                code=ending.exit_code,
+                report=ending.report,
+                signal=ending.signal,
             )
 
     # The last word to the others.
@@ -185,9 +190,7 @@ class Joining:
         """This node ends for a reason of its own: a signal, or an error."""
         if self._place is None or isinstance(why, EndedElsewhereError):
             return
-        how = f"was ended by {signal.Signals(why).name}" if isinstance(why, int) else f"has ended: {why}"
-        if self._place.is_head:
-            self._place.watch.tell("head_gone", how=how)
-        else:
-            self._place.watch.tell("leave", how=how)
+        number = why if isinstance(why, int) else None
+        how = f"has ended: {why}" if number is None else f"was ended by {signal.Signals(number).name}"
+        self._place.watch.tell("head_gone" if self._place.is_head else "leave", how=how, signal=number)
         self._place.watch.drain()

@@ -26,12 +26,16 @@ class EndedElsewhereError(LaunchError):
         text: What happened.
         exit_code: The exit code that this node's launcher ends with.
         report: The failure report of the node whose rank brought the run down, as in failure.json; None without one.
+        signal: The signal that ended the other node; None for another reason.
     """
 
-    def __init__(self, text: str, exit_code: int = 1, report: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, text: str, exit_code: int = 1, report: Mapping[str, Any] | None = None, signal: int | None = None
+    ) -> None:
         super().__init__(text)
-        self.exit_code = exit_code
+        self.exit_code = exit_code if signal is None else 128 + signal
         self.report = report
+        self.signal = signal
 
 
 class Membership:
@@ -51,6 +55,7 @@ class Membership:
         self._members: dict[str, Facts] = {}
         self._admitted: dict[str, Facts] = {}
         self._gone: set[str] = set()
+        self._how: dict[str, tuple[str, int | None]] = {}
         self._done: set[str] = set()
         self._left: set[str] = set()
         self._failing: dict[str, tuple[int, float]] = {}
@@ -98,7 +103,7 @@ class Membership:
             self._newcomer_is_said = False
             missing = [token for token in self._members if token in self._gone]
         for token in missing:
-            self._lost(token, "has gone")
+            self._lost(token, *self._how.get(token, ("has gone", None)))
 
     def is_collateral(self, token: str, standing: int, since_s: float) -> bool:
         """Whether ranks of another node brought ours down: they have the better claim, or a node was lost.
@@ -157,11 +162,13 @@ class Membership:
         if op == "gone":
             with self._lock:
                 self._gone.add(message["token"])
-            self._lost(message["token"], message["how"])
+                self._how[message["token"]] = message["how"], message.get("signal")
+            self._lost(message["token"], message["how"], message.get("signal"))
         elif op == "head_gone":
             self._is_head_gone = True
             if not self._finished:
-                self._end(f"{self.head_name} {message['how']}; the nodes meet there, so the run ends on this one")
+                text = f"{self.head_name} {message['how']}; the nodes meet there, so the run ends on this one"
+                self._end(text, signal=message.get("signal"))
         elif op == "failing" and message["round"] == self.round:
             with self._lock:
                 self._failing[message["token"]] = (message["standing"], message["when"])
@@ -217,7 +224,7 @@ class Membership:
         taken = (node for node in (self._mine, *present) if node.node_rank == other.node_rank)
         return None if other.node_rank is None else next(taken, None)
 
-    def _lost(self, token: str, how: str) -> None:
+    def _lost(self, token: str, how: str, signal: int | None = None) -> None:
         if self._finished:
             return
         if token not in self._members:
@@ -228,7 +235,7 @@ class Membership:
         what = f"{self._name(token)} {how}"
         nodes = f"{left} node{'s' * (left != 1)}"
         if left < self._min_nodes:
-            self._end(f"{what}; {nodes} left and the run needs {self._min_nodes}")
+            self._end(f"{what}; {nodes} left and the run needs {self._min_nodes}", signal=signal)
         else:
             with self._lock:
                 self._changed = True
@@ -242,10 +249,12 @@ class Membership:
         elif message.get("text"):
             self._say(f"{self._name(message['token'])}: {message['text']}; all ranks start anew", elsewhere=True)
 
-    def _end(self, text: str, exit_code: int = 1, report: Mapping[str, Any] | None = None) -> None:
+    def _end(
+        self, text: str, exit_code: int = 1, report: Mapping[str, Any] | None = None, signal: int | None = None
+    ) -> None:
         with self._lock:
             if self._ending is None:
-                self._ending = EndedElsewhereError(text, exit_code, report)
+                self._ending = EndedElsewhereError(text, exit_code, report, signal)
         self.ended.set()
 
     def _name(self, token: str) -> str:

@@ -568,13 +568,16 @@ def test_torchs_static_rendezvous_is_left_as_it_is(tmp_path, two):
         assert trained[0][1] == trained[1][1]
 
 
-def test_a_signal_to_one_node_ends_the_other_with_its_reason(tmp_path, two):
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_signal_to_one_node_ends_the_other_with_its_reason_and_code(tmp_path, two, victim):
     with Run(tmp_path, COUNT, "--nnodes", "2", head=two[0]) as run:
         lives = [run.start(host, rank) for rank, host in enumerate(two)]
         lives[1].wait_for_output("world 2", rank=1)
-        lives[0].process.terminate()
-        ends(lives[0], 143, 20)
-        assert "node 0 (host h0) was ended by SIGTERM; the nodes meet there" in ends(lives[1], 1, 20)
+        lives[victim].process.terminate()
+        ends(lives[victim], 143, 20)
+        what = ("the nodes meet there, so the run ends on this one", "1 node left and the run needs 2")[victim]
+        err = ends(lives[1 - victim], 143, 20)
+        assert f"node {victim} (host h{victim}) was ended by SIGTERM; {what}" in err
 
 
 @pytest.mark.parametrize("where", ["the door is closed", "the others are awaited"])
