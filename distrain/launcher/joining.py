@@ -121,6 +121,7 @@ class Joining:
             run_id=meeting.run_id,
             profile=job.facts["profile"],
             profile_says=job.facts["profile_says"],
+            retry=job.facts["retry"],
             max_restarts=job.max_restarts,
             run_dir=job.facts["shared_run_dir"],
             attempt=job.first_attempt,
