@@ -124,8 +124,15 @@ def _run(job: AgentJob, channel: Channel, blocked: Iterable[signal.Signals]) -> 
     except LaunchError as error:
         if joining:
             joining.left(error)
-        code, report = (error.exit_code, error.report) if isinstance(error, EndedElsewhereError) else (1, None)
-        channel.send("report", outcome="ended", error=str(error), code=code, report=report)
+        elsewhere = error if isinstance(error, EndedElsewhereError) else EndedElsewhereError(str(error))
+        channel.send(
+            "report",
+            outcome="ended",
+            error=str(error),
+            code=elsewhere.exit_code,
+            report=elsewhere.report,
+            signal=elsewhere.signal,
+        )
         return 1
     except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor must hear of it
         if joining:

@@ -158,6 +158,7 @@ class Joining:
             run_id=meeting.run_id,
             profile=job.facts["profile"],
             profile_says=job.facts["profile_says"],
+            retry=job.facts["retry"],
             max_restarts=job.max_restarts,
             run_dir=job.facts["shared_run_dir"],
             attempt=job.first_attempt,
@@ -185,7 +186,12 @@ class Joining:
         if not membership.seen.wait(_STUCK_S) and membership.ending is not None:
             ending = membership.ending
             self._channel.send(
-                "report", outcome="ended", error=str(ending), code=ending.exit_code, report=ending.report
+                "report",
+                outcome="ended",
+                error=str(ending),
+                code=ending.exit_code,
+                report=ending.report,
+                signal=ending.signal,
             )
 
     def explain(self) -> None:
@@ -233,9 +239,7 @@ class Joining:
         """This node ends for a reason of its own: a signal, or an error."""
         if self._place is None or isinstance(why, EndedElsewhereError):
             return
-        how = f"was ended by {signal.Signals(why).name}" if isinstance(why, int) else f"has ended: {why}"
-        if self._place.is_head:
-            self._place.watch.tell("head_gone", how=how)
-        else:
-            self._place.watch.tell("leave", how=how)
+        number = why if isinstance(why, int) else None
+        how = f"has ended: {why}" if number is None else f"was ended by {signal.Signals(number).name}"
+        self._place.watch.tell("head_gone" if self._place.is_head else "leave", how=how, signal=number)
         self._place.watch.drain()

@@ -26,12 +26,16 @@ class EndedElsewhereError(LaunchError):
         text: What happened.
         exit_code: The exit code that this node's launcher ends with.
         report: The failure report of the node whose rank brought the run down, as in failure.json; None without one.
+        signal: The signal that ended the other node; None for another reason.
     """
 
-    def __init__(self, text: str, exit_code: int = 1, report: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, text: str, exit_code: int = 1, report: Mapping[str, Any] | None = None, signal: int | None = None
+    ) -> None:
         super().__init__(text)
-        self.exit_code = exit_code
+        self.exit_code = exit_code if signal is None else 128 + signal
         self.report = report
+        self.signal = signal
 
 
 class Membership:
@@ -52,6 +56,7 @@ class Membership:
         self._admitted: dict[str, Facts] = {}
         self._gone: set[str] = set()
         self._silent: set[str] = set()
+        self._how: dict[str, tuple[str, int | None]] = {}
         self._done: set[str] = set()
         self._left: set[str] = set()
         self._failing: dict[str, tuple[int, float]] = {}
@@ -146,7 +151,7 @@ class Membership:
             self._newcomer_is_said = False
             missing = [token for token in self._members if token in self._gone]
         for token in missing:
-            self._lost(token, "has gone")
+            self._lost(token, *self._how.get(token, ("has gone", None)))
 
     def is_collateral(self, token: str, standing: int, since_s: float) -> bool:
         """Whether ranks of another node brought ours down: they have the better claim, or a node was lost.
@@ -205,9 +210,10 @@ class Membership:
         if op == "gone":
             with self._lock:
                 self._gone.add(message["token"])
+                self._how[message["token"]] = message["how"], message.get("signal")
                 if message.get("silent"):
                     self._silent.add(message["token"])
-            self._lost(message["token"], message["how"])
+            self._lost(message["token"], message["how"], message.get("signal"))
         elif op == "head_gone":
             self._lost_head(message)
         elif op == "failing" and message["round"] == self.round:
@@ -274,25 +280,27 @@ class Membership:
         if self._finished or self._ending is not None:
             return
         if self.round < 0 or self._head is None or not self.can_move:
-            self._end(f"{name} {message['how']}; the nodes meet there, so the run ends on this one")
+            text = f"{name} {message['how']}; the nodes meet there, so the run ends on this one"
+            self._end(text, signal=message.get("signal"))
             return
         with self._lock:
             self._gone.add(self._head.token)
-        self._go_on_without(f"{name} {message['how']}", unless=", unless it has the run" if self.may_head_live else "")
+        unless = ", unless it has the run" if self.may_head_live else ""
+        self._go_on_without(f"{name} {message['how']}", unless=unless, signal=message.get("signal"))
 
-    def _lost(self, token: str, how: str) -> None:
+    def _lost(self, token: str, how: str, signal: int | None = None) -> None:
         if self._finished:
             return
         if token in self._members:
-            self._go_on_without(f"{self._name(token)} {how}")
+            self._go_on_without(f"{self._name(token)} {how}", signal=signal)
         elif token in self._admitted:
             self._say(f"{self._name(token)} {how}; it had no ranks yet")
 
-    def _go_on_without(self, what: str, unless: str = "") -> None:
+    def _go_on_without(self, what: str, unless: str = "", signal: int | None = None) -> None:
         left = len([each for each in self._members if each not in self._gone])
         nodes = f"{left} node{'s' * (left != 1)}"
         if left < self._min_nodes:
-            self._end(f"{what}; {nodes} left and the run needs {self._min_nodes}")
+            self._end(f"{what}; {nodes} left and the run needs {self._min_nodes}", signal=signal)
         else:
             with self._lock:
                 self._changed = True
@@ -306,10 +314,12 @@ class Membership:
         elif message.get("text"):
             self._say(f"{self._name(message['token'])}: {message['text']}; all ranks start anew", elsewhere=True)
 
-    def _end(self, text: str, exit_code: int = 1, report: Mapping[str, Any] | None = None) -> None:
+    def _end(
+        self, text: str, exit_code: int = 1, report: Mapping[str, Any] | None = None, signal: int | None = None
+    ) -> None:
         with self._lock:
             if self._ending is None:
-                self._ending = EndedElsewhereError(text, exit_code, report)
+                self._ending = EndedElsewhereError(text, exit_code, report, signal)
         self.ended.set()
 
     def _name(self, token: str) -> str:

@@ -82,7 +82,8 @@ class AgentJob:
         passed: As in `Plan`.
         board: Where the workers' heartbeats go; "" without a board.
         door: The descriptor of the bound socket where the nodes meet, on the node that opens the place.
-        facts: What the other nodes are told: `device`, `profile`, `profile_says`, `shared_run_dir`.
+        facts: What the other nodes are told: `device`, `profile`, `profile_says`, `retry`,
+            `shared_run_dir`.
     """
 
     nproc: int

@@ -330,15 +330,20 @@ class Supervisor:
         where = f"run directory {as_typed(self._rundir.root)}"
         took = f"{time.monotonic() - self._began_s:.1f} s"
         failure = self._report or self._outcome.failure()
+        stopped_elsewhere = self._agent_report.get("signal") if self._agent_report.get("outcome") == "ended" else None
+        stopped_by = self._stopped_by or stopped_elsewhere
         if self._outcome.is_preempted():
             status, code = "preempted", EXIT_PREEMPTED
             self._say(
                 f"preempted after {took}, the state is saved; the same --run-dir goes on from there · exit code {code} "
                 f"· {where}"
             )
-        elif self._scheduler.ended_at_start(self._stopped_by, has_begun=self._vigil.has_begun()):
+        elif self._scheduler.ended_at_start(stopped_by, has_begun=self._vigil.has_begun()):
             status, code = "preempted", EXIT_PREEMPTED
-            self._say(f"preempted after {took}, before the first step: nothing to save · exit code {code} · {where}")
+            why = f"{self._agent_report['error']}; " if stopped_elsewhere else ""
+            self._say(
+                f"{why}preempted after {took}, before the first step: nothing to save · exit code {code} · {where}"
+            )
         elif self._stopped_by is not None:
             status, code = "interrupted", 128 + self._stopped_by
             self._say(f"ended by {signal.Signals(self._stopped_by).name} after {took} · {where}")
@@ -349,12 +354,12 @@ class Supervisor:
                 self._say(f"  {line}")
             self._say(f"failed after {took} · {where}")
         elif self._agent_report.get("outcome") == "ended":
-            status, code = "failed", self._agent_report["code"]
+            status, code = "interrupted" if stopped_elsewhere else "failed", self._agent_report["code"]
             if self._agent_report.get("report"):
                 self._show(from_json(self._agent_report["report"]))
             else:
                 self._say(self._agent_report["error"])
-            self._say(f"failed after {took} · exit code {code} · {where}")
+            self._say(f"{'ended' if stopped_elsewhere else 'failed'} after {took} · exit code {code} · {where}")
         elif self._agent_report.get("outcome") == "succeeded":
             status, code = "succeeded", 0
             self._say(f"finished in {took} · {where}")

@@ -70,6 +70,7 @@ class Plan:
         virtual_local_rank: Whether every worker has local rank 0 and sees its own GPU only.
         placement: What a scheduler said about this process, or None.
         profile_env: Variables for the workers from a profile; those of this shell are stronger.
+        overruled_env: The names of those that are.
         passed: Options that go to torch as they are, by name; None where not given.
         settings: Every value above that a user can set, with its origin.
         warnings: What was asked for and is not done, a line each.
@@ -96,6 +97,7 @@ class Plan:
     virtual_local_rank: bool = False
     placement: Placement | None = None
     profile_env: Mapping[str, str] = field(default_factory=dict)
+    overruled_env: tuple[str, ...] = ()
     passed: Mapping[str, str | None] = field(default_factory=dict)
     settings: Mapping[str, Setting] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -213,6 +215,7 @@ class _Resolution:
             virtual_local_rank=virtual,
             placement=draft.placement,
             profile_env=self.profile_env,
+            overruled_env=() if self.profile is None else tuple(sorted(self.profile.env.keys() - self.profile_env)),
             passed=passed,
             settings=draft.settings,
             warnings=tuple(draft.warnings),

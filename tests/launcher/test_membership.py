@@ -51,6 +51,24 @@ def test_with_too_few_left_the_run_ends(said):
     assert membership.seen.is_set()
 
 
+@pytest.mark.parametrize("is_settled", [True, False])
+def test_a_run_that_ends_because_a_node_was_stopped_ends_with_its_code(said, is_settled):
+    membership = make(said, min_nodes=3, members=(NODE, OTHER, THIRD) if is_settled else ())
+    membership.take("gone", {"token": "b", "how": "was ended by SIGTERM", "signal": 15})
+    membership.began(0, [NODE, OTHER, THIRD])
+    with pytest.raises(EndedElsewhereError, match=r"node 1 \(host h1\) was ended by SIGTERM; 2 nodes left") as caught:
+        membership.check()
+    assert (caught.value.exit_code, caught.value.signal) == (143, 15)
+
+
+def test_a_head_that_was_stopped_gives_its_code_to_all(said):
+    membership = make(said)
+    membership.take("head_gone", {"how": "was ended by SIGINT", "signal": 2})
+    with pytest.raises(EndedElsewhereError) as caught:
+        membership.check()
+    assert caught.value.exit_code == 130
+
+
 def test_a_node_that_went_while_the_round_was_being_settled_counts(said):
     membership = make(said, members=())
     membership.take("gone", {"token": "b", "how": "has gone"})

@@ -495,11 +495,31 @@ def test_a_node_lost_while_all_wait_is_said(tmp_path, three):
         ends(head, 143, 15)
 
 
+def profiles(folder, variable, *values):
+    """Write a profile of one name for each host, with another value for a variable."""
+    for number, value in enumerate(values):
+        mine = folder / f"h{number}" / "distrain/profiles"
+        mine.mkdir(parents=True, exist_ok=True)
+        (mine / "ours.toml").write_text(f'nnodes = "2"\ndevice = "cpu"\n[env]\n{variable} = "{value}"\n')
+
+
+def test_profiles_of_one_name_that_differ_where_it_matters_do_not_start(tmp_path, two):
+    profiles(tmp_path, "NCCL_ALGO", "Ring", "Tree")
+    with Run(tmp_path, programs.TRAIN, "--profile", "ours", head=two[0]) as run:
+        began = time.monotonic()
+        for live in [
+            run.start(host, rank, env={"XDG_CONFIG_HOME": str(tmp_path / host.name)}) for rank, host in enumerate(two)
+        ]:
+            err = ends(live, 1)
+            assert (
+                "cannot work together: NCCL_ALGO in the profile is Ring on node 0 (host h0) and Tree on node 1" in err
+            )
+        assert time.monotonic() - began < 30
+        assert not (tmp_path / "run" / "attempt-0").exists()
+
+
 def test_profiles_of_one_name_that_differ_are_said_on_both_nodes(tmp_path, two):
-    for name, level in (("h0", "WARN"), ("h1", "INFO")):
-        folder = tmp_path / name / "distrain/profiles"
-        folder.mkdir(parents=True)
-        (folder / "ours.toml").write_text(f'nnodes = "2"\ndevice = "cpu"\n[env]\nNCCL_DEBUG = "{level}"\n')
+    profiles(tmp_path, "NCCL_DEBUG", "WARN", "INFO")
     with Run(tmp_path, programs.TRAIN, "--profile", "ours", head=two[0]) as run:
         lives = [
             run.start(host, rank, env={"XDG_CONFIG_HOME": str(tmp_path / host.name)}) for rank, host in enumerate(two)
@@ -632,13 +652,16 @@ def test_torchs_static_rendezvous_is_left_as_it_is(tmp_path, two):
         assert trained[0][1] == trained[1][1]
 
 
-def test_a_signal_to_one_node_ends_the_other_with_its_reason(tmp_path, two):
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_signal_to_one_node_ends_the_other_with_its_reason_and_code(tmp_path, two, victim):
     with Run(tmp_path, COUNT, "--nnodes", "2", head=two[0]) as run:
         lives = [run.start(host, rank) for rank, host in enumerate(two)]
         lives[1].wait_for_output("world 2", rank=1)
-        lives[0].process.terminate()
-        ends(lives[0], 143, 20)
-        assert "node 0 (host h0) was ended by SIGTERM; the nodes meet there" in ends(lives[1], 1, 20)
+        lives[victim].process.terminate()
+        ends(lives[victim], 143, 20)
+        what = ("the nodes meet there, so the run ends on this one", "1 node left and the run needs 2")[victim]
+        err = ends(lives[1 - victim], 143, 20)
+        assert f"node {victim} (host h{victim}) was ended by SIGTERM; {what}" in err
 
 
 @pytest.mark.parametrize("where", ["the door is closed", "the others are awaited"])
