@@ -23,7 +23,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +160,7 @@ def new_run_name(script: str) -> str:
         script: The script's path or the module's name; its stem goes into the name.
     """
     stem = _word(Path(script).name.removesuffix(".py"))
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{stem}-{secrets.token_hex(3)}"
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{stem}-{os.urandom(3).hex()}"
 
 
 def run_name_of(run_id: str, script: str) -> str:
@@ -236,7 +235,7 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     Raises:
         OSError: The directory is missing or not writable, or the disk is full. The old file is untouched.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(3).hex()}")
     try:
         with open(draft, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)

@@ -27,13 +27,15 @@ from runpy import _run_module_as_main  # type: ignore[attr-defined]  # what `pyt
 from types import TracebackType
 from typing import Any
 
+from distrain.launcher import plain
+from distrain.launcher.after_import import after_import
 from distrain.launcher.protocol import WorkerJob
 from distrain.rundir import ENV_SMOKE, write_atomic
 from distrain.supervision import flight, heartbeat
 from distrain.supervision.exception_record import encode, exception_record
 from distrain.supervision.stacks import STACKS_SIGNAL
 
-__all__ = ["become", "become_rank_of_xla", "renew_random_state", "run"]
+__all__ = ["become", "become_plain", "become_rank_of_xla", "renew_random_state", "run"]
 
 _server_main: types.ModuleType | None = None
 
@@ -42,6 +44,8 @@ _OPENBLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THRE
 _GLOO_FINISHES_S = 0.05
 
 _STACKS_FD = 200
+
+_OPTIMIZER = "torch.optim.optimizer"
 
 
 def become(job: WorkerJob) -> None:
@@ -60,7 +64,8 @@ def become(job: WorkerJob) -> None:
         _bind_to_numa(job)
     heartbeat.open_slot(job.env.get(heartbeat.ENV_HEARTBEAT, ""))
     if not job.warm:
-        os.execvpe(job.command[0], job.command, job.env)  # noqa: S606 - no shell is wanted
+        words = plain.command(job)
+        os.execvpe(words[0], words, job.env)  # noqa: S606 - no shell is wanted
     renew_random_state()
     _set_openblas_threads(job.env)
     _let_gloo_finish()
@@ -69,6 +74,17 @@ def become(job: WorkerJob) -> None:
     if ENV_SMOKE in job.env:
         # By name, in this process alone: nothing else of the launcher knows the workers' library.
         importlib.import_module("distrain.smoke").install()
+    _set_title(job.command)
+
+
+def become_plain(job: WorkerJob) -> None:
+    """Give a plain interpreter what shows where its rank stands; it has the rank's streams and environment already.
+
+    Args:
+        job: The rank to become.
+    """
+    _show_stacks_when_asked(job)
+    after_import(_OPTIMIZER, "register_optimizer_step_post_hook", functools.partial(_show_each_step, job))
     _set_title(job.command)
 
 
@@ -196,7 +212,7 @@ def _show_each_step(job: WorkerJob) -> None:
         # By now the process has threads, of the group and of the backward pass: one more changes nothing for its forks.
         return flight.begin_to_answer(Path(job.stacks_file).with_name("flight.json")) if job.stacks_file else 0
 
-    optimizer = sys.modules.get("torch.optim.optimizer")
+    optimizer = sys.modules.get(_OPTIMIZER)
     stamp = heartbeat.optimizer_stamp(answer)
     if optimizer is not None and stamp is not None:
         optimizer.register_optimizer_step_post_hook(stamp)

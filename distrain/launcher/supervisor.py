@@ -79,7 +79,7 @@ class Supervisor:
         self._began_s = time.monotonic()
         self._console = Console(prefixed=plan.shown.only is None)
         self._terminal: PseudoTerminal | None = None
-        self._vigil = Vigil(plan.nproc, record.rundir, plan.hang_timeout)
+        self._vigil = Vigil(plan.nproc, record.rundir, plan.hang_timeout, foreign=plan.program.foreign)
         self._host = socket.gethostname()
         self._outcome = Outcome(record.rundir, self._vigil)
         self._smoke = SmokeTest(record.rundir, plan.nproc, plan.program.target) if plan.smoke else None

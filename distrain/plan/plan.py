@@ -186,6 +186,12 @@ class _Resolution:
         interval = draft.seconds("monitor_interval", 0.1)
         grace = draft.whole("grace", "a whole number of seconds", least=0, default=GRACE_S)
         hang_timeout = self._hang_timeout()
+        if "hang_timeout" in self.found and hang_timeout is not None and self.program.foreign:
+            said = self.found["hang_timeout"]
+            draft.warnings.append(
+                f"{said.where} ({said.text}): {self.program.foreign} shows progress only through distrain's own "
+                "trainer and distrain.heartbeat()"
+            )
         retry = draft.text("retry", "auto")
         role = draft.text("role", "default")
         smoke = "smoke" in self.found and draft.flag("smoke")  # a plain launch does not speak of it
@@ -228,7 +234,7 @@ class _Resolution:
             why = "torch_xla starts the workers"
         elif self.program.kind == "command":
             why = "a command cannot be forked warm"
-        elif self.program.interpreter != sys.executable:
+        elif self.program.foreign:
             why = "PYTHON_EXEC is another interpreter"
         warm = said is None and why == "workers are forked warm"
         if said is None:

@@ -171,6 +171,17 @@ def test_a_command_and_no_fork_server_start_cold(gpus):
     assert not planned(Program(kind="command", target="sh")).warm
 
 
+def test_a_hang_timeout_for_a_program_that_hardly_shows_progress_is_warned_of(gpus):
+    command = Program(kind="command", target="sh")
+    other = Program(kind="script", target="train.py", interpreter="/opt/python")
+    for program, what in ((command, "a program of --no-python"), (other, "a program of another interpreter")):
+        (warning,) = planned(program, hang_timeout="30").warnings
+        assert what in warning
+        assert "distrain.heartbeat()" in warning
+        assert planned(program, hang_timeout="off").warnings == planned(program).warnings == ()
+    assert planned(no_fork_server="1", hang_timeout="30").warnings == ()
+
+
 @pytest.mark.parametrize(
     ("program", "tail", "name"),
     [
