@@ -260,7 +260,7 @@ def write_once(path: Path, data: str) -> bool:
     Raises:
         OSError: The directory is missing or not writable, or the disk is full.
     """
-    draft = path.with_name(f".{path.stem}-{secrets.token_hex(4)}")
+    draft = path.with_name(f".{path.stem}-{os.urandom(4).hex()}")
     try:
         draft.write_text(data, encoding="utf-8")
         return _link(draft, path) or _write_in_place(path, data)
