@@ -5,8 +5,9 @@ Nothing here needs torch or a network.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from distrain.launcher.profile_facts import differing_keys, differing_variables
@@ -78,6 +79,10 @@ class Facts:
     attempt: int = 0
     restarts: int = 0
     failed: bool = False
+
+    def anew(self) -> Facts:
+        """Return the facts of this node under a new token: it comes again, and the old one may be known as gone."""
+        return replace(self, token=f"{self.token.rpartition('-')[0]}-{secrets.token_hex(4)}")
 
     @property
     def name(self) -> str:

@@ -247,7 +247,7 @@ class MeetingPlace:
         )
         told = json.dumps({"port": watch.port, "head": self.facts.as_json()})
         if self._store.compare_set(_WATCH_KEY, "", told).decode() == told:
-            self.membership.meets_at(None)
+            self.membership.meets_at(self.facts, None)
             return watch
         watch.close()
         return self._join_watch()
@@ -272,7 +272,7 @@ class MeetingPlace:
         endpoint = self._meeting.endpoint
         told = self._apart(self._ask_for_watch, otherwise=self._not_distrain("torchrun"))
         head = Facts.from_json(told["head"])
-        self.membership.meets_at(head)
+        self.membership.meets_at(self.facts, head)
         try:
             watch = Member(
                 on_word=self._take,

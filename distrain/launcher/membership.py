@@ -125,10 +125,16 @@ class Membership:
         """The agent of the node where all meet, where that is another one."""
         return self._head.token if self._head else ""
 
-    def meets_at(self, head: Facts | None) -> None:
-        """Note which other node is the head now; None where this one is."""
+    def meets_at(self, mine: Facts, head: Facts | None) -> None:
+        """Note which other node is the head now; None where this one is.
+
+        Args:
+            mine: This node's facts.
+            head: The head's. It may be the one that was lost, if this node was cut off.
+        """
         with self._lock:
-            self._head, self._head_gone = head, None
+            self._mine, self._head, self._head_gone = mine, head, None
+            self._gone.discard(self.head_token)
 
     def num_silent(self) -> int:
         """Return how many nodes of the round are lost and may be alive."""
@@ -257,9 +263,6 @@ class Membership:
             self._say(f"{other.name} was turned away: {text}")
             return text
         self._admitted[other.token] = other
-        with self._lock:
-            self._gone.discard(other.token)  # it was cut off, and is back
-            self._silent.discard(other.token)
         for line in (
             *warnings(self._mine, other),
             clock_warning(self._mine, other, float(message.get("time", now_s)) - now_s),

@@ -157,10 +157,10 @@ class Succession:
             if held is not None:
                 if self._is_open(held):
                     self._say(f"the nodes meet at {held.name} now")
-                    return place.move_to(held, facts)
+                    return place.move_to(held, facts.anew())
                 self._number += 1
             elif time.monotonic() >= turn_s:
-                here = place.move_here(facts, self._address)
+                here = place.move_here(facts.anew(), self._address)
                 if self._rounds.take(self._number, here.held(self._address)):
                     self._say("the nodes meet at this one now")
                     self._has_next = True

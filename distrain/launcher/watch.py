@@ -7,6 +7,7 @@ closes without a word of farewell says so at once.
 
     member ──hello(facts), beat, word…──►  head  ──►  word to every other member
            ◄──welcome(time) or refused──
+           ◄──lost── to one that is not heard of, in case it hears
     anyone ──who──► head ──here(token)──►
 
 Messages are JSON lines. Each side has one thread; what arrives is handed to `on_word(op, message)` in that thread.
@@ -235,6 +236,7 @@ class Head(_Watch):
 
     def _look(self, now: float) -> None:
         for peer in [each for each in self._peers if now - each.heard_s > self.timeout_s]:
+            peer.send("lost")  # it may only have stood still, and must not take this node for the one that is gone
             self._drop(peer)
             self._gone(peer, self._silence())
 
@@ -293,7 +295,14 @@ class Member(_Watch):
     def _take(self, peer: Peer | socket.socket) -> None:
         assert isinstance(peer, Peer)
         for message in self._read(peer):
-            self.on_word(message.pop("op"), message)
+            op = message.pop("op")
+            if op == "lost":
+                self._closing = True
+                self.on_word(
+                    "head_gone", {"how": f"has not heard of this one for {self.timeout_s:g} s", "silent": True}
+                )
+                return
+            self.on_word(op, message)
 
     def _gone(self, peer: Peer, how: str) -> None:
         assert peer is self._head

@@ -91,7 +91,7 @@ def test_the_head_takes_the_run_with_it_unless_the_ranks_have_finished(said):
 def led_by_another(said, **options) -> Membership:
     """Return what node 1 makes of it, which meets the others at node 0 and could meet them elsewhere."""
     membership = Membership(OTHER, options.get("min_nodes", 1), lambda text, **_: said.append(text))
-    membership.meets_at(NODE)
+    membership.meets_at(OTHER, NODE)
     membership.can_move = True
     if options.get("has_begun", True):
         membership.began(0, [NODE, OTHER, THIRD])
@@ -108,7 +108,7 @@ def test_who_is_left_of_an_elastic_run_goes_on_without_the_head(said):
     assert not membership.may_head_live
     assert membership.heirs() == [OTHER, THIRD]
     assert said == ["node 0 (host h0) has gone; going on with 2 nodes"]
-    membership.meets_at(THIRD)
+    membership.meets_at(OTHER, THIRD)
     assert not membership.is_head_gone
 
 
@@ -127,15 +127,18 @@ def test_without_enough_nodes_or_before_the_first_round_the_head_takes_the_run_w
         membership.check()
 
 
-def test_a_node_that_was_cut_off_and_comes_back_is_not_lost_again(said):
-    membership = make(said)
-    membership.take("gone", {"token": "b", "how": "is silent", "silent": True})
-    assert membership.num_silent() == 1
-    assert membership.heirs() == [NODE, THIRD]
-    assert membership.admit(hello(OTHER), 0.0) is None
-    membership.began(1, [NODE, OTHER, THIRD])
-    assert membership.num_silent() == 0
-    assert not membership.changed()
+def test_a_node_that_was_cut_off_comes_back_as_another_and_to_one_that_it_knew_as_gone(said):
+    head, member, again = make(said), led_by_another(said), OTHER.anew()
+    head.take("gone", {"token": "b", "how": "is silent", "silent": True})
+    assert head.num_silent() == 1
+    assert head.heirs() == [NODE, THIRD]
+    assert head.admit(hello(again), 0.0) is None
+    member.take("head_gone", {"how": "is silent", "silent": True})
+    member.meets_at(again, NODE)
+    for each in (head, member):
+        each.began(1, [NODE, again, THIRD])
+        assert not each.changed()
+        assert each.num_silent() == 0
 
 
 def test_the_first_to_fail_is_no_collateral(said):

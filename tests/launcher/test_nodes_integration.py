@@ -363,6 +363,26 @@ def test_a_head_without_most_of_the_others_loses_the_run_to_them(tmp_path, three
         ends(third, 0)
 
 
+def test_a_node_that_stood_still_comes_back(tmp_path, three):
+    shared = tmp_path / "run"
+    conf = ("--rdzv-conf", "node_timeout=3,last_call_timeout=2")
+    with Run(tmp_path, COUNT, "--nnodes", "1:3", *conf, head=three[0]) as run:
+        lives = [run.start(host, rank) for rank, host in enumerate(three)]
+        trains(shared, 3)
+        signal_all(lives[1], signal.SIGSTOP)
+        said(lives[0], r"node 1 \(host h1\) has not been heard of for 3 s; going on with 2 nodes", 8)
+        signal_all(lives[1], signal.SIGCONT)
+        said(
+            lives[1], r"node 0 \(host h0\) has not heard of this one for 3 s; going on with 2 nodes, unless it has the"
+        )
+        said(lives[1], r"the nodes meet at node 0 \(host h0\) now")
+        wait_until(lambda: len(began(shared)) >= 2, 60, what="another attempt")
+        trains(shared, 3)
+        (tmp_path / "stop").touch()
+        for live in lives:
+            ends(live, 0)
+
+
 def test_when_only_the_agent_of_a_node_is_killed_the_others_go_on(tmp_path, two):
     with Run(tmp_path, COUNT, "--nnodes", "1:2", head=two[0]) as run:
         lives = [run.start(host, rank) for rank, host in enumerate(two)]

@@ -72,11 +72,18 @@ def test_a_connection_that_closes_without_farewell_is_told_at_once(head, join):
 
 def test_who_falls_silent_is_lost_on_both_sides(head, join):
     member = join("a")
-    member._beat = head._beat = lambda: None
+    member._beat = lambda: None
     wait_until(lambda: head.heard and member.heard, 5)
-    told = {"how": "has not been heard of for 0.5 s", "silent": True}
-    assert head.heard == [("gone", {"token": "a", **told})]
-    assert member.heard == [("head_gone", told)]
+    assert head.heard == [("gone", {"token": "a", "how": "has not been heard of for 0.5 s", "silent": True})]
+    assert member.heard == [("head_gone", {"how": "has not heard of this one for 0.5 s", "silent": True})]
+
+
+def test_a_head_that_falls_silent_is_lost(head, join):
+    member = join("a")
+    head._beat = lambda: None
+    head.timeout_s = 60
+    wait_until(lambda: member.heard, 5)
+    assert member.heard == [("head_gone", {"how": "has not been heard of for 0.5 s", "silent": True})]
 
 
 def test_silence_is_not_taken_for_loss_while_beats_come(head, join):
