@@ -27,6 +27,7 @@ from distrain.runtime import current_world, from_main, gather_on_main, rank_and_
 from distrain.supervision import heartbeat
 from distrain.training import checkpoint_files, incarnations
 from distrain.training.checks import positive_int
+from distrain.training.data import ShardedDataLoader
 from distrain.training.progress import place_of
 from distrain.training.random_state import random_state, set_random_state
 from distrain.training.stopping import StopOnSignals
@@ -102,6 +103,7 @@ class Checkpointer:
         when the checkpoint was a finished run of 3. A checkpoint that cannot be read is set aside with a warning, and
         the one before it is taken. Where the world size is the same, each rank gets back its own random states
         and what it had in the trainer's state dict; else all get rank 0's, and start with random states of their own.
+        Iterations are then counted anew: what is done of an epoch is as much of it as before, of its new length.
 
         Args:
             trainer: The trainer; its progress, `state.scaler` and `state.apex` are saved by themselves. So is
@@ -304,12 +306,17 @@ class Checkpointer:
         progress[goal] = getattr(state, goal)
         done, inside = meta["place"]
         then, now = meta["epoch_length"], state.epoch_length
-        if now is not None and then is not None and now != then:
+        had = _had_of_divided(state.dataloader, now) if inside else None
+        if had is not None and (had, now) != (inside, then):
+            inside = had
+            progress = _without_random_states({**progress, "iteration": done * now + had, "epoch_length": now})
+        elif had is None and now is not None and then is not None and now != then:
             if inside:
                 raise CheckpointError(
                     f"The checkpoint was taken inside an epoch, after {inside} of its {then} iterations, and an epoch "
-                    f"has {now} now (world size {meta['world_size']} then, {rank_and_size()[1]} now). Start with the "
-                    "former sizes, or from a checkpoint taken at the end of an epoch."
+                    f"has {now} now (world size {meta['world_size']} then, {rank_and_size()[1]} now). Attach the "
+                    "loader, one of distrain.dataloader: it divides what is left. Or go on with the former sizes, or "
+                    "from a checkpoint taken at the end of an epoch."
                 )
             progress["iteration"] = done * now
             progress["epoch_length"] = now
@@ -322,6 +329,12 @@ class Checkpointer:
     def _prune(self) -> None:
         for path in checkpoint_files.in_order(self.directory)[: -self.keep]:
             checkpoint_files.remove(path, self._incarnation)
+
+
+def _had_of_divided(data: Any, epoch_length: int | None) -> int | None:
+    """Return how many iterations an epoch counts as had that a loader has divided anew; None where it has not."""
+    is_ours = isinstance(data, ShardedDataLoader) and data.is_divided_anew and len(data) == epoch_length
+    return data.position if is_ours else None
 
 
 def _without_random_states(progress: dict[str, Any]) -> dict[str, Any]:

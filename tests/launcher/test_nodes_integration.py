@@ -191,6 +191,51 @@ def test_nodes_join_leave_and_are_cut_off_and_the_run_goes_on(tmp_path, three):
         assert err.count("another node comes in; all ranks start anew") == 2
 
 
+ONE_EPOCH = """\
+import time
+import torch
+from torch.utils.data import TensorDataset
+import distrain
+
+with distrain.init(seed=0) as world:
+    loader = distrain.dataloader(TensorDataset(torch.arange(6000)), 4, shuffle=True)
+    model, optimizer = distrain.prepare(model := torch.nn.Linear(1, 1), torch.optim.SGD(model.parameters(), lr=1e-9))
+
+    def prepare_batch(batch, device, non_blocking):
+        print("had", *batch[0].tolist(), flush=True)
+        x = batch[0].float().unsqueeze(1)
+        return x, x
+
+    trainer = distrain.create_supervised_trainer(
+        model, optimizer, torch.nn.functional.mse_loss, prepare_batch=prepare_batch
+    )
+    distrain.Checkpointer().attach(trainer, model=model, loader=loader)
+    trainer.add_event_handler(distrain.Events.ITERATION_COMPLETED, lambda: time.sleep(0.01))
+    trainer.run(loader, max_epochs=1)
+    print("ended", trainer.state.iteration, trainer.state.epoch, world.world_size, flush=True)
+"""
+
+
+def test_every_sample_comes_once_also_when_a_node_joins_inside_an_epoch(tmp_path, two):
+    """The ranks are asked to end for it, so they save where they are, and what is left is divided among them all."""
+    with Run(tmp_path, ONE_EPOCH, "--nnodes", "1:2", "--rdzv-conf", "last_call_timeout=1", head=two[0]) as run:
+        first = run.start(two[0], 0)
+        first.wait_for_output("had")
+        second = run.start(two[1], 1)
+        ends(first, 0, 110)
+        ends(second, 0)
+        logs = [path.read_text() for path in (tmp_path / "run").glob("**/stdout.log")]
+        assert len(logs) == 3
+        had = [
+            int(each)
+            for text in logs
+            for line in re.findall(r"^had (.+)$", text, re.MULTILINE)
+            for each in line.split()
+        ]
+        assert sorted(had) == list(range(6000))
+        assert log(first, 0, 1).splitlines()[-1] == "ended 750 1 2", "an epoch of two ranks has 750 steps"
+
+
 NO_REVERSE_LOOKUP = r"\[c10d\] The hostname of the client socket cannot be retrieved"
 """torch says so of hosts that no name server knows."""
 
