@@ -35,15 +35,14 @@ class Scratch:
     """
 
     def __init__(self, parent: Path | None = None) -> None:
-        self._parent = Path(tempfile.gettempdir()) if parent is None else parent
         ours = hashlib.sha256(f"{os.getuid()} {socket.gethostname()}".encode()).hexdigest()[:6]
         self._prefix = f"distrain-{ours}-"
         self._lock = -1
         self.path = ""
-        with contextlib.suppress(OSError):
-            self._remove_leftovers()
-        with contextlib.suppress(OSError):
-            self._make()
+        with contextlib.suppress(OSError):  # a read-only system has no temporary directory
+            folder = Path(tempfile.gettempdir()) if parent is None else parent
+            self._remove_leftovers(folder)
+            self._make(folder)
 
     def remove(self) -> None:
         """Remove the folder."""
@@ -54,20 +53,22 @@ class Scratch:
             os.close(self._lock)
             self._lock = -1
 
-    def _make(self) -> None:
-        while True:
-            path = tempfile.mkdtemp(prefix=self._prefix, dir=self._parent)
+    def _make(self, parent: Path) -> None:
+        while not self.path:
+            path = tempfile.mkdtemp(prefix=self._prefix, dir=parent)
             if len(path) > _LONGEST:
                 os.rmdir(path)
                 return
-            with contextlib.suppress(OSError):
+            try:
                 self._lock = _locked(path)
-            if os.path.isdir(path):  # else another run took it for a leftover before it was locked
-                self.path = path
-                return
+            except (BlockingIOError, FileNotFoundError):
+                continue  # another run, which begins at the same moment, takes it for a leftover
+            except OSError:
+                pass  # no locks here, so nobody else can have it either
+            self.path = path
 
-    def _remove_leftovers(self) -> None:
-        for path in self._parent.glob(f"{self._prefix}*"):
+    def _remove_leftovers(self, parent: Path) -> None:
+        for path in parent.glob(f"{self._prefix}*"):
             with contextlib.suppress(OSError):
                 if path.is_symlink() or path.stat().st_uid != os.getuid():
                     continue
@@ -87,6 +88,7 @@ def _locked(path: str) -> int:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.stat(path)  # it may have been removed before it was locked
     except OSError:
         os.close(descriptor)
         raise
