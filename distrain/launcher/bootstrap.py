@@ -67,6 +67,7 @@ def become(job: WorkerJob) -> None:
         words = plain.command(job)
         os.execvpe(words[0], words, job.env)  # noqa: S606 - no shell is wanted
     renew_random_state()
+    _keep_sockets_in(job.scratch)
     _set_openblas_threads(job.env)
     _let_gloo_finish()
     _show_stacks_when_asked(job)
@@ -139,6 +140,21 @@ def renew_random_state() -> None:
         numpy_random.seed()
     multiprocessing.current_process().authkey = os.urandom(32)
     tempfile._name_sequence = None  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
+
+
+def _keep_sockets_in(folder: str) -> None:
+    """Have multiprocessing keep its sockets in a folder that goes with the run.
+
+    Each of its processes makes a folder of its own in the temporary directory, a DataLoader's too, and removes it when
+    it ends by itself. After a rank's death or a signal to its session they do not.
+    """
+    if not folder:
+        return
+    from multiprocessing import process
+
+    with contextlib.suppress(OSError):
+        os.mkdir(folder, 0o700)
+        process.current_process()._config["tempdir"] = folder  # type: ignore[attr-defined]  # noqa: SLF001 - no public way
 
 
 def _set_openblas_threads(env: Mapping[str, str]) -> None:

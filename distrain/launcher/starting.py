@@ -88,6 +88,7 @@ def agent_job(  # noqa: PLR0917  # called in one place
     first_attempt: int,
     terminals: dict[str, list[str]],
     board: str,
+    scratch: str,
     door: int | None,
 ) -> AgentJob:
     """Return what the agent of this node needs to know.
@@ -100,6 +101,7 @@ def agent_job(  # noqa: PLR0917  # called in one place
         first_attempt: The attempt to count from.
         terminals: As in `AgentJob`.
         board: As there.
+        scratch: As there.
         door: As in `start_server`.
     """
     task = None if plan.placement is None else plan.placement.local_task
@@ -118,6 +120,7 @@ def agent_job(  # noqa: PLR0917  # called in one place
         env=env,
         terminals=terminals,
         board=board,
+        scratch=scratch,
         monitor_interval_s=plan.monitor_interval_s,
         role=plan.role,
         signals=list(plan.signals),

@@ -42,6 +42,7 @@ from distrain.supervision.failure import Report, exit_code_of, from_json, to_jso
 from distrain.supervision.logs import Console, PseudoTerminal, tail_lines
 from distrain.supervision.reaping import adopt_orphans, descendants, kill_descendants, reap
 from distrain.supervision.record import RunRecord
+from distrain.supervision.scratch import Scratch
 
 __all__ = ["Supervisor"]
 
@@ -97,6 +98,7 @@ class Supervisor:
         self._not_retried: str | None = None
         self._agent_pid = 0
         self._agent_report: dict[str, Any] = {}
+        self._scratch = Scratch()
         self._signals = IncomingSignals({*_ENDING, *plan.signals, "SIGWINCH"})
         self._stopped_by: int | None = None
         self._scheduler = SchedulerSignals(plan)
@@ -118,6 +120,7 @@ class Supervisor:
                     self._smoke.note_left({*spare, self._server.pid, self._agent_pid})
             finally:
                 stuck = kill_descendants(spare=spare)
+                self._scratch.remove()
         if self._terminal:
             self._terminal.close()
         self._console.finish()
@@ -162,7 +165,8 @@ class Supervisor:
             self._door.tcp.close()
         attempt = self._record.first_free_attempt()
         board = self._vigil.board
-        job = agent_job(plan, env, self._rundir, self._shared_run_dir, attempt, terminals, board, door)
+        scratch = self._scratch.path
+        job = agent_job(plan, env, self._rundir, self._shared_run_dir, attempt, terminals, board, scratch, door)
         self._control.send("start_agent", job=job)
 
     def _watch(self, wake_fd: int) -> None:

@@ -54,7 +54,7 @@ class _Host:
     def __init__(self, control: Channel, job: AgentJob) -> None:
         self._control = control
         self._job = job
-        self._folder = Path(tempfile.mkdtemp(prefix="distrain-xla-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="xla-", dir=job.scratch or None))
         self._stopped_by = 0
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)

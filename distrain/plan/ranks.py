@@ -38,11 +38,13 @@ def resolve_ranks(draft: Draft) -> tuple[str, int]:
     if device == "cuda" and gpus is not None and nproc > gpus:
         have = f"{nproc} ranks for {gpus} visible GPU{'s' * (gpus != 1)}"
         if draft.settings["device"].origin != "detected":
-            raise UsageError(
-                f"{draft.found['nproc'].where}: got {have}; every rank needs a GPU of its own. Use --nproc {gpus} or "
-                "fewer, or --device cpu."
-            )
-        draft.warnings.append(f"{have}: ranks without a GPU of their own work on the CPU only")
+            if gpus or "dry_run" not in draft.found:
+                raise UsageError(
+                    f"{draft.found['nproc'].where}: got {have}; every rank needs a GPU of its own. Use --nproc {gpus} "
+                    "or fewer, or --device cpu."
+                )
+        else:
+            draft.warnings.append(f"{have}: ranks without a GPU of their own work on the CPU only")
     return device, nproc
 
 
@@ -61,10 +63,13 @@ def _device(draft: Draft, gpus: int | None) -> str:
         draft.note("device", device, "detected", tpu or f"{gpus} visible GPU{'s' * (gpus != 1)}")
         return device
     if said.text == "cuda" and gpus == 0:
-        raise UsageError(
-            f"{said.where} cuda: no NVIDIA GPU is visible here (no /dev/nvidia0, or CUDA_VISIBLE_DEVICES hides "
-            "it). Use --device cpu, or give the container its GPUs."
+        text = (
+            f"{said.where} cuda: no NVIDIA GPU is visible here (no /dev/nvidia0, or CUDA_VISIBLE_DEVICES hides it). "
+            "Use --device cpu, or give the container its GPUs."
         )
+        if "dry_run" not in draft.found:
+            raise UsageError(text)
+        draft.warnings.append(f"a launch on this machine is refused: {text}")  # a plan for another one can be shown
     draft.given("device", said.text)
     return said.text
 

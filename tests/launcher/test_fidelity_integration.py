@@ -209,6 +209,11 @@ ALLOWED: list[tuple[str, Callable[[Any, Any], bool], str]] = [
         lambda a, b: (a, b) == ([0, 0], [0, 1]),
         "each optimizer's step is seen, so that a hang is",
     ),
+    (
+        r"torch_process\.multiprocessing\.config",
+        lambda a, b: b == [*a, "tempdir"],
+        "the sockets of multiprocessing lie in a folder that goes with the run",
+    ),
     (r"process\.prctl\.parent death signal", lambda a, b: (a, b) == (0, 9), "a worker never outlives the launcher"),
 ]
 

@@ -79,6 +79,16 @@ def test_more_ranks_than_gpus_is_an_error_that_says_so(gpus):
         planned(nproc="3", device="cuda")
 
 
+def test_a_dry_run_shows_the_plan_for_gpus_that_are_not_here(gpus):
+    plan = planned(nproc="8", device="cuda", dry_run="1")
+    assert (plan.nproc, plan.device) == (8, "cuda")
+    (warning,) = plan.warnings
+    assert warning.startswith("a launch on this machine is refused: --device cuda: no NVIDIA GPU is visible here")
+    gpus(2)
+    with pytest.raises(UsageError, match="got 3 ranks for 2 visible GPUs"):
+        planned(nproc="3", device="cuda", dry_run="1")
+
+
 def test_more_ranks_than_gpus_that_only_happen_to_be_there_is_none(gpus):
     gpus(2)
     for device in (None, "auto"):
