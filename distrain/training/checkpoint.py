@@ -251,8 +251,20 @@ class Checkpointer:
             )
         return None
 
+    def _read(self, path: Path) -> tuple[Path, dict[str, Any]]:
+        """Return a checkpoint and what it holds: a newer one where a run that lives has removed it meanwhile."""
+        while True:
+            try:
+                return path, checkpoint_files.read(path)
+            except CheckpointError:  # noqa: PERF203 - each turn reads a checkpoint
+                # Several ranks would have to agree on the newer one, and each reads by itself.
+                newer = None if path.exists() or rank_and_size()[1] > 1 else self._find()
+                if newer is None:
+                    raise
+                path = newer
+
     def _resume(self, trainer: Engine, path: Path) -> None:
-        content = checkpoint_files.read(path)
+        path, content = self._read(path)
         meta, saved = content["meta"], content["objects"]
         missing = sorted(set(self._objects) - set(saved))
         if missing:

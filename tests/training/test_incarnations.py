@@ -135,6 +135,19 @@ def test_a_checkpoint_that_a_living_run_removes_is_not_taken_for_damaged(tmp_pat
     assert setting(tmp_path)[3].resumed_from.name == "step-00000007"
 
 
+def test_of_a_checkpoint_that_is_removed_before_it_is_read_the_next_is_taken(tmp_path, monkeypatch):
+    setting(tmp_path, every=None)[2].run([(torch.ones(1, 3), torch.ones(1, 1))] * 2, max_epochs=1)
+    real = checkpoint_files.read
+
+    def while_the_run_goes_on(path):
+        monkeypatch.setattr(checkpoint_files, "read", real)
+        path.rename(path.with_name("step-00000007"))
+        return real(path)
+
+    monkeypatch.setattr(checkpoint_files, "read", while_the_run_goes_on)
+    assert setting(tmp_path)[3].resumed_from.name == "step-00000007"
+
+
 def test_attempts_of_a_launch_share_a_number_and_launches_do_not(tmp_path, launch):
     launch("one")
     assert [incarnations.claim(tmp_path), incarnations.claim(tmp_path)] == [1, 1]
