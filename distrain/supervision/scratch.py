@@ -35,7 +35,7 @@ class Scratch:
     """
 
     def __init__(self, parent: Path | None = None) -> None:
-        ours = hashlib.sha256(f"{os.getuid()} {socket.gethostname()}".encode()).hexdigest()[:6]
+        ours = hashlib.sha256(f"{os.getuid()} {_machine()}".encode()).hexdigest()[:6]
         self._prefix = f"distrain-{ours}-"
         self._lock = -1
         self.path = ""
@@ -75,6 +75,14 @@ class Scratch:
                 lock = _locked(str(path))
                 shutil.rmtree(path, ignore_errors=True)
                 os.close(lock)
+
+
+def _machine() -> str:
+    """Return what names this machine, the same in all of its containers: locks reach as far, perhaps not to others."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        return socket.gethostname()
 
 
 def _locked(path: str) -> int:
