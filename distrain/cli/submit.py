@@ -18,7 +18,7 @@ from distrain.plan.plan import GRACE_S
 from distrain.plan.sources import given
 from distrain.rundir import DEFAULT_PARENT, as_typed
 from distrain.schedulers.slurm.foresight import foresee
-from distrain.schedulers.slurm.options import check_options
+from distrain.schedulers.slurm.options import check_options, value_of
 from distrain.schedulers.slurm.script import BatchJob, render, seconds_of
 
 __all__ = ["main"]
@@ -142,6 +142,7 @@ def _write(text: str) -> None:
 def _submit(job: BatchJob, text: str, *, wait: bool) -> int:
     from distrain.schedulers.slurm import submission
 
+    _warn_of_time_limit(job)
     number = submission.submit(text, folder=Path(job.folder))
     each = f"{number}_N" if job.is_array else number
     log, run_dir = (as_typed(Path(path)) for path in (job.log_of(each), job.run_dir_of(each)))
@@ -156,6 +157,18 @@ def _submit(job: BatchJob, text: str, *, wait: bool) -> int:
     except KeyboardInterrupt:
         _say(f"job {number} goes on; scancel {number} ends it, tail -F {shlex.quote(log)} follows it")
         return EXIT_INTERRUPTED
+
+
+def _warn_of_time_limit(job: BatchJob) -> None:
+    """Warn of a time limit that no partition allows; an administrator may let some jobs exceed it all the same."""
+    from distrain.schedulers.slurm import partitions
+
+    options = dict(job.options)
+    time = value_of(job.passed, "time", "t") or options.get("time")
+    where = value_of(job.passed, "partition", "p") or options.get("partition", "")
+    warning = partitions.too_long(time, where, partitions.ask()) if time else None
+    if warning:
+        _say(f"warning: {warning}")
 
 
 def _show(data: bytes) -> None:
