@@ -123,10 +123,14 @@ class Membership:
                 first += node.nproc
             return found
 
-    def can_restart(self) -> bool:
-        """Whether enough nodes are left that have not finished: a node whose ranks ended well does not come again."""
+    def obstacle(self) -> str:
+        """Say why there can be no other round, "" when there can: who has ended well closes the rendezvous for all."""
         with self._lock:
-            return len(self._members.keys() - self._gone - self._done) >= self._min_nodes
+            ended = [self._name(token) for token in self._members if token in self._left | self._done]
+            num_left = len(self._members.keys() - self._gone)
+        if ended:
+            return f"the ranks of {', '.join(ended)} have ended"
+        return "" if num_left >= self._min_nodes else f"{num_left} nodes left and the run needs {self._min_nodes}"
 
     def newcomer(self) -> None:
         """Say once a round, whoever notices it first, that the next one begins because another node comes."""
@@ -218,7 +222,7 @@ class Membership:
         return None if other.node_rank is None else next(taken, None)
 
     def _lost(self, token: str, how: str) -> None:
-        if self._finished:
+        if self._finished or self._ending is not None:
             return
         if token not in self._members:
             if token in self._admitted:
