@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -174,6 +175,28 @@ def test_a_member_of_the_run_is_killed_at_any_moment(tmp_path, family, kind):
             else:
                 assert code == 0, err
     print(f"{kind}: killed {count} in {num_runs} runs, after {sorted(moments)} s of its life; exit codes {dict(codes)}")
+
+
+@pytest.mark.deep
+def test_the_agent_dies_while_the_workers_it_has_asked_for_are_started(tmp_path, family):
+    """The fork server, held meanwhile, finds the request of an agent that is gone."""
+    with launching("--nproc", "2", "--device", "cpu", "--grace", "2", family, cwd=tmp_path) as live:
+        (started,) = live.wait_for("agent_started")
+        (server,) = members(live, "fork server")
+        os.kill(server.pid, signal.SIGSTOP)
+        wait_until((live.run_dir / "attempt-0").exists, 30)
+        times = [-1.0]
+
+        def is_waiting() -> bool:
+            used = sum(map(int, Path(f"/proc/{started['pid']}/stat").read_text().rpartition(")")[2].split()[11:13]))
+            times[:] = [used] if used != times[0] else [*times, used]
+            return len(times) > 10
+
+        wait_until(is_waiting, 30, what="the agent waits for its workers", poll_s=0.05)
+        os.kill(started["pid"], signal.SIGKILL)
+        os.kill(server.pid, signal.SIGCONT)
+        code, _, err = live.end()
+    assert (code, "the agent ended unexpectedly (exit code -9)" in err) == (1, True), err
 
 
 @pytest.mark.deep
