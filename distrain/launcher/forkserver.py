@@ -11,6 +11,7 @@ each fresh process is made different again in `bootstrap.become`.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -200,8 +201,7 @@ class _ForkServer:
             return run_worker
         self._workers[pid] = job.rank
         started = {"rank": job.rank, "local_rank": job.local_rank, "attempt": job.attempt, "pid": pid}
-        assert self._agent is not None
-        self._agent.send("spawned", **started)
+        self._tell_agent("spawned", **started)
         self._tell_supervisor(
             "worker_started", **started, stdout=job.stdout, stderr=job.stderr, error_file=job.error_file
         )
@@ -250,11 +250,10 @@ class _ForkServer:
         os._exit(128 + signal.SIGKILL)
 
     def _tell_agent(self, op: str, **fields: Any) -> None:
+        """Tell the agent, if it lives; what it said before its end is still to be read."""
         if self._agent is not None and not self._agent.closed:
-            try:
+            with contextlib.suppress(OSError):
                 self._agent.send(op, **fields)
-            except OSError:
-                self._agent.closed = True
 
     def _ask_for_stacks(self) -> None:
         """Have every worker that can write down where it stands; one that cannot would die of the signal."""

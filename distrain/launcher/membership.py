@@ -182,10 +182,14 @@ class Membership:
                 first += node.nproc
             return found
 
-    def can_restart(self) -> bool:
-        """Whether enough nodes are left that have not finished: a node whose ranks ended well does not come again."""
+    def obstacle(self) -> str:
+        """Say why there can be no other round, "" when there can: who has ended well closes the rendezvous for all."""
         with self._lock:
-            return len(self._members.keys() - self._gone - self._done) >= self._min_nodes
+            ended = [self._name(token) for token in self._members if token in self._left | self._done]
+            num_left = len(self._members.keys() - self._gone)
+        if ended:
+            return f"the ranks of {', '.join(ended)} have ended"
+        return "" if num_left >= self._min_nodes else f"{num_left} nodes left and the run needs {self._min_nodes}"
 
     def newcomer(self) -> None:
         """Say once a round, whoever notices it first, that the next one begins because another node comes."""
@@ -292,7 +296,7 @@ class Membership:
         self._go_on_without(f"{name} {message['how']}", unless=unless, signal=message.get("signal"))
 
     def _lost(self, token: str, how: str, signal: int | None = None) -> None:
-        if self._finished:
+        if self._finished or self._ending is not None:
             return
         if token in self._members:
             self._go_on_without(f"{self._name(token)} {how}", signal=signal)

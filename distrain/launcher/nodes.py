@@ -127,8 +127,12 @@ class NodesRendezvous(RendezvousHandler):
         """
         first = self._membership.round < 0
         failed = not first and not self._asked
-        if failed and (self._facts.restarts >= self._facts.max_restarts or not self._membership.can_restart()):
-            raise RestartsSpentError(f"ranks failed, after {self._facts.restarts} restarts")
+        if failed:
+            if self._facts.restarts >= self._facts.max_restarts:
+                raise RestartsSpentError(f"ranks failed, after {self._facts.restarts} restarts")
+            if obstacle := self._membership.obstacle():
+                self._say(f"not started again: {obstacle}")
+                raise RestartsSpentError(obstacle)
         if not first:
             text = self.failure[0] if failed and self.failure is not None else ""
             self.place.watch.tell("restart", token=self._facts.token, round=self._membership.round, text=text)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import collections
+import json
 import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.support.launching import launching
-from tests.support.processes import descendants, is_alive, wait_until
+from tests.support.launching import Live, events, launching
+from tests.support.processes import Process, descendants, is_alive, wait_until
 
 FAMILY = """\
 import os, subprocess, sys, time
@@ -25,17 +28,25 @@ class Endless:
         return index
 
 if __name__ == "__main__":
-    subprocess.Popen([sys.executable, "-c", "import subprocess; subprocess.run(['sleep', '600'])"])
+    child = "import subprocess; subprocess.run(['sleep', '600'])"
+    subprocess.Popen([sys.executable, "-c", child], start_new_session="apart" in sys.argv)
     torch.distributed.init_process_group("gloo")
     print("going", flush=True)
-    for batch in DataLoader(Endless(), num_workers=2):
+    for number, batch in enumerate(DataLoader(Endless(), num_workers=2)):
         torch.distributed.all_reduce(torch.ones(1))
+        if "apart" in sys.argv and number == 300:
+            break
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 """
 
 ENDS_S = 20
 
-KILLS = int(os.environ.get("DISTRAIN_TEST_KILLS", "25"))
-"""How often each kind is killed in the deep tests."""
+KILLS = int(os.environ.get("DISTRAIN_TEST_KILLS", "10"))
+"""How often in the deep tests the supervisor is killed, and how often other members of a run are, all together."""
+
+LIVES_S = {"fork server": 7, "agent": 5, "worker": 4, "loader": 2, "grandchild": 3}
+"""The members of a run below the supervisor, and about how long each lives when nothing happens."""
 
 
 def of_the_run(pid: int, known: set[int]) -> set[int]:
@@ -45,8 +56,9 @@ def of_the_run(pid: int, known: set[int]) -> set[int]:
 
 @pytest.fixture
 def family(tmp_path):
-    (tmp_path / "train.py").write_text(FAMILY)
-    return "train.py"
+    path = tmp_path / "train.py"
+    path.write_text(FAMILY)
+    return str(path)
 
 
 def kill_and_look(live, victim: int, known: set[int]) -> None:
@@ -73,29 +85,118 @@ def test_the_supervisor_is_killed_at_any_moment(tmp_path, family, count):
             kill_and_look(live, live.process.pid, known)
 
 
+def members(live: Live, kind: str) -> list[Process]:
+    """Return the processes of a kind that a run has now."""
+    tree = descendants(live.process.pid)
+    agents = [event["pid"] for event in events(live.run_dir, "agent_started")]
+    workers = [event["pid"] for event in events(live.run_dir, "worker_started")]
+    servers = [process.pid for process in tree if process.ppid == live.process.pid]
+    ours = {live.process.pid, *servers, *agents, *workers}
+    return [
+        process
+        for process in tree
+        if {
+            "fork server": process.pid in servers,
+            "agent": process.pid in agents,
+            "worker": process.pid in workers,
+            "loader": process.ppid in workers and process.session == process.ppid,
+            "grandchild": process.session not in ours,
+        }[kind]
+    ]
+
+
+def strike(live: Live, kind: str, after_s: float, draw: random.Random) -> Process | None:
+    """Kill a member of a kind, so long after there is one; None when the run was over before."""
+
+    def is_over() -> bool:
+        return live.process.poll() is not None
+
+    wait_until(lambda: is_over() or members(live, kind), 60, what=f"a {kind}", poll_s=0.01)
+    end = time.monotonic() + after_s
+    wait_until(lambda: is_over() or time.monotonic() > end, after_s + 10, what="the moment", poll_s=0.01)
+    found = [] if is_over() else members(live, kind)
+    if not found:
+        return None
+    victim = draw.choice(found)
+    try:
+        os.kill(victim.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return None
+    return victim
+
+
+def rank_of(live: Live, pid: int) -> int | None:
+    started = events(live.run_dir, "worker_started")
+    return next((event["rank"] for event in started if event["pid"] == pid), None)
+
+
+def check_what_was_told(live: Live, kind: str, victim: Process, code: int, err: str) -> None:
+    """A worker or its loader is the root cause, the launcher's own parts are named, a grandchild is not missed."""
+    if kind == "fork server":
+        assert (code, "the fork server ended unexpectedly" in err) == (1, True), err
+    elif kind == "agent":
+        assert (code, "the agent ended unexpectedly (exit code -9)" in err) == (1, True), err
+    elif kind == "worker":
+        root = json.loads((live.run_dir / "failure.json").read_text())["root_cause"]
+        assert (root["rank"], root["kind"], code) == (rank_of(live, victim.pid), "SIGKILL", 137), err
+    elif kind == "loader" and code != 0:  # one that is killed when its data were all taken is not missed
+        root = json.loads((live.run_dir / "failure.json").read_text())["root_cause"]
+        assert (root["rank"], root["kind"], code) == (rank_of(live, victim.ppid), "RuntimeError", 1), err
+        assert "DataLoader worker" in root["message"]
+    else:
+        assert code == 0, err
+        assert not (live.run_dir / "failure.json").exists()
+
+
 @pytest.mark.deep
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("count", [KILLS])
-def test_any_member_of_the_run_is_killed_at_any_moment(tmp_path, family, count):
-    """A grandchild alone may die without the run noticing; then the next one is drawn."""
-    draw = random.Random(count)
-    killed = 0
-    while killed < count:
+@pytest.mark.parametrize("kind", LIVES_S)
+def test_a_member_of_the_run_is_killed_at_any_moment(tmp_path, family, kind):
+    """Each in a run of its own, from its first breath to its last: 100 ms of them or seconds."""
+    draw, count = random.Random(kind), max(1, KILLS // len(LIVES_S))
+    moments, codes, num_runs = [], collections.Counter(), 0
+    while len(moments) < count:
         known = {process.pid for process in descendants(os.getpid())}
-        with launching("--nproc", "2", "--device", "cpu", "--grace", "2", family, cwd=tmp_path) as live:
-            live.wait_for("worker_started", 2)
-            if draw.random() < 0.8:
-                live.wait_for_output("going")
-            while killed < count and live.process.poll() is None:
-                tree = descendants(live.process.pid)
-                victim = draw.choice(tree).pid if tree else live.process.pid
-                os.kill(victim, signal.SIGKILL)
-                killed += 1
-                end = time.monotonic() + 0.3
-                wait_until(lambda end=end: time.monotonic() > end or live.process.poll() is not None, 5, what="a while")
-            if live.process.poll() is None:
-                kill_and_look(live, live.process.pid, known)
-            wait_until(lambda known=known: not of_the_run(live.process.pid, known), ENDS_S, what="nothing is left")
+        folder = tmp_path / str(num_runs)
+        folder.mkdir()
+        num_runs += 1
+        assert num_runs < 3 * count + 3, f"the run is over too often before there was a {kind} to kill: {moments}"
+        after_s = draw.uniform(0, LIVES_S[kind])
+        with launching("--nproc", "2", "--device", "cpu", "--grace", "2", family, "apart", cwd=folder) as live:
+            victim = strike(live, kind, after_s, draw)
+            code, _, err = live.end()
+            wait_until(
+                lambda live=live, known=known: not of_the_run(live.process.pid, known), 2, what="nothing is left"
+            )
+            if victim is not None:
+                moments.append(round(after_s, 1))
+                codes[code] += 1
+                check_what_was_told(live, kind, victim, code, err)
+            else:
+                assert code == 0, err
+    print(f"{kind}: killed {count} in {num_runs} runs, after {sorted(moments)} s of its life; exit codes {dict(codes)}")
+
+
+@pytest.mark.deep
+def test_the_agent_dies_while_the_workers_it_has_asked_for_are_started(tmp_path, family):
+    """The fork server, held meanwhile, finds the request of an agent that is gone."""
+    with launching("--nproc", "2", "--device", "cpu", "--grace", "2", family, cwd=tmp_path) as live:
+        (started,) = live.wait_for("agent_started")
+        (server,) = members(live, "fork server")
+        os.kill(server.pid, signal.SIGSTOP)
+        wait_until((live.run_dir / "attempt-0").exists, 30)
+        times = [-1.0]
+
+        def is_waiting() -> bool:
+            used = sum(map(int, Path(f"/proc/{started['pid']}/stat").read_text().rpartition(")")[2].split()[11:13]))
+            times[:] = [used] if used != times[0] else [*times, used]
+            return len(times) > 10
+
+        wait_until(is_waiting, 30, what="the agent waits for its workers", poll_s=0.05)
+        os.kill(started["pid"], signal.SIGKILL)
+        os.kill(server.pid, signal.SIGCONT)
+        code, _, err = live.end()
+    assert (code, "the agent ended unexpectedly (exit code -9)" in err) == (1, True), err
 
 
 @pytest.mark.deep

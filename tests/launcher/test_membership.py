@@ -176,11 +176,30 @@ def test_a_failure_elsewhere_ends_the_run_with_its_exit_code(said):
     assert caught.value.exit_code == 7
 
 
-def test_nodes_that_have_finished_do_not_come_to_another_round(said):
+@pytest.mark.parametrize("word", [{"op": "left", "round": 0}, {"op": "done"}])
+def test_where_the_ranks_of_a_node_have_ended_well_there_is_no_other_round(said, word):
+    """Neither where fewer nodes would do: the node has closed the rendezvous, or is about to."""
+    membership = make(said, min_nodes=1)
+    assert membership.obstacle() == ""
+    membership.take(word["op"], {"token": "b", **word})
+    assert membership.obstacle() == "the ranks of node 1 (host h1) have ended"
+    membership.take("gone", {"token": "b", "how": "has left"})
+    assert membership.obstacle() == "the ranks of node 1 (host h1) have ended"
+
+
+def test_who_leaves_a_run_that_ends_is_not_said_to_be_lost(said):
+    membership = make(said)
+    membership.take("failed", {"token": "b", "text": "rank 1: exit code 7", "exit_code": 7})
+    membership.take("gone", {"token": "b", "how": "has left"})
+    assert said == []
+    assert not membership.changed()
+
+
+def test_without_enough_nodes_there_is_no_other_round(said):
     membership = make(said, min_nodes=3)
-    assert membership.can_restart()
-    membership.take("done", {"token": "b"})
-    assert not membership.can_restart()
+    assert membership.obstacle() == ""
+    membership.take("gone", {"token": "b", "how": "was lost"})
+    assert membership.obstacle() == "2 nodes left and the run needs 3"
 
 
 def test_a_misfit_ends_a_run_that_has_not_begun_and_is_turned_away_from_one_that_has(said):

@@ -34,13 +34,10 @@ class Case:
     def struck(self, nproc: int) -> str:
         return self.ranks or str(nproc - 1)
 
-    def fits(self, first_line: str, nproc: int) -> bool:
-        """Whether a report's first line names a struck rank and the kind."""
-        match = re.match(r"root cause: ranks? ([\d, -]+) on [^:]+: (.*)", first_line)
-        if match is None:
-            return False
-        rank = re.split(r"[-, ]", match[1])[0]
-        return rank in self.struck(nproc).split(",") and re.match(self.kind, match[2]) is not None
+    def fits(self, first_line: str, struck: str) -> bool:
+        """Whether a report's first line names one of the struck ranks and the kind."""
+        match = re.match(r"root cause: rank (\d+) on [^:]+: (.*)", first_line)
+        return match is not None and match[1] in struck.split(",") and re.match(self.kind, match[2]) is not None
 
 
 def _ended(name: str, kind: str, exit_code: int) -> Case:

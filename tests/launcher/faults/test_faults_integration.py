@@ -29,7 +29,7 @@ def test_the_report_is_right(tmp_path, case, nproc):
     )
     report = done.stderr[done.stderr.index("root cause: ") :]
     first = report.splitlines()[0]
-    assert case.fits(first, nproc), report
+    assert case.fits(first, case.struck(nproc)), report
     assert f" on {socket.gethostname()}: " in first
     assert done.returncode == case.exit_code, report
 

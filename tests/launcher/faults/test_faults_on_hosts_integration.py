@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 
 import pytest
 
-from tests.launcher.faults.corpus import CASES, PROGRAM
-from tests.launcher.test_nodes_integration import ends
+from tests.launcher.faults.corpus import CASES, Case
+from tests.launcher.faults.on_hosts import Told, strike
 from tests.support.namespaces import hosts
 from tests.support.processes import wait_until
 
 pytestmark = pytest.mark.netns
 
-STRUCK = {
-    "value-error": "0",
-    "exit-with-words": "1",
-    "fails-before-the-first-step": "1",
-    "segmentation-fault": "1",
-    "killed": "0",
-    "loses-a-connection-of-its-own": "0",
-    "leaves-early": "1",
-    "does-not-take-part": "1",
-    "two-fail-together": "0,1",
+ALWAYS = {
+    ("value-error", 1, "0"),
+    ("exit-with-words", 1, "1"),
+    ("fails-before-the-first-step", 1, "1"),
+    ("segmentation-fault", 1, "1"),
+    ("killed", 1, "0"),
+    ("loses-a-connection-of-its-own", 1, "0"),
+    ("leaves-early", 1, "1"),
+    ("does-not-take-part", 2, "3"),
+    ("two-fail-together", 2, "1,2"),
 }
-"""Faults that differ in what travels between the nodes, and the ranks that they strike, one on each host."""
+"""Faults that differ in what travels between the nodes, the ranks on each host, and those that it strikes; the whole
+corpus is deep."""
+
+
+def marked(case: Case, nproc: int, struck: str):
+    is_always = (case.name, nproc, struck) in ALWAYS
+    name = f"{case.name}-{nproc}-{struck.replace(',', '+')}"
+    return pytest.param(case, nproc, struck, id=name, marks=() if is_always else (pytest.mark.deep,))
+
+
+def everywhere(case: Case):
+    """One rank of each host, the first and the last; of several that are struck, on one host and on both."""
+    if case.ranks:
+        return [(1, "0,1"), (2, "0,1"), (2, "1,2")]
+    return [(1, "0"), (1, "1"), (2, "0"), (2, "3")]
+
+
+PARAMETERS = [marked(case, *how) for case in CASES for how in everywhere(case)]
+assert sum(not each.marks for each in PARAMETERS) == len(ALWAYS)
 
 
 @pytest.fixture
@@ -34,27 +52,38 @@ def two():
         wait_until(lambda: not any(host.processes() for host in made), 5, what="no process is left on the hosts")
 
 
-@pytest.mark.parametrize("name", STRUCK)
-def test_both_hosts_print_the_same_root_cause(tmp_path, two, name):
-    case = next(each for each in CASES if each.name == name)
-    options = ("--nnodes", "2", "--device", "cpu", "--grace", "5", "--rdzv-endpoint", "h0:29400", "--run-dir", "run")
-    folders = [tmp_path / "run", tmp_path / "run" / "node-1"]
-    told = [*options, PROGRAM, name, STRUCK[name]]
-    with (
-        two[0].launching("--node-rank", "0", *told, cwd=tmp_path, run_dir=folders[0]) as head,
-        two[1].launching("--node-rank", "1", *told, cwd=tmp_path, run_dir=folders[1]) as member,
-    ):
-        errs = [ends(live, case.exit_code) for live in (head, member)]
-    reports = {err[err.index("root cause: ") :].partition("\ndistrain: ")[0] for err in errs}
-    assert len(reports) == 1, reports
-    (report,) = reports
-    first = report.splitlines()[0]
-    records = [json.loads((folder / "failure.json").read_text()) for folder in folders]
-    assert records[0] == records[1]
-    rank, host = (records[0]["root_cause"][key] for key in ("rank", "host"))
-    assert str(rank) in STRUCK[name].split(",")
-    assert host == f"h{rank}"
-    assert case.fits(first.replace(f"rank {rank} ", f"rank {case.struck(2)[-1]} "), 2), report
-    assert f" on {host}: " in first
+@pytest.mark.parametrize(("case", "nproc", "struck"), PARAMETERS)
+def test_both_hosts_print_the_same_root_cause(tmp_path, two, case, nproc, struck):
+    check(strike(two, tmp_path, case, struck, nproc=nproc), case, nproc, struck)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("nnodes", ["2", "1:2"])
+def test_where_a_host_has_left_the_run_is_not_started_again(tmp_path, two, nnodes):
+    """The ranks of h0 have ended well too early: torch would not have them come to another attempt, and none begins."""
+    case = next(each for each in CASES if each.name == "leaves-early")
+    told = strike(two, tmp_path, case, "0", nnodes=nnodes, options=["--max-restarts", "1"])
+    check(told, case, 1, "0")
+    assert "distrain: not started again: the ranks of node 0 (host h0) have ended\n" in told[1].printed
+    assert "start anew" not in told[0].printed
+    assert "going on" not in told[0].printed
+
+
+def check(told: Sequence[Told], case: Case, nproc: int, struck: str) -> None:
+    """Both hosts have the same report, and it is true."""
+    assert [each.exit_code for each in told] == [case.exit_code] * 2, told
+    report = told[0].report
+    assert report, told
+    assert told[1].report == report
+    assert told[1].record == told[0].record
+    cause = told[0].record["root_cause"]
+    rank, host = cause["rank"], cause["host"]
+    assert host == f"h{rank // nproc}"
+    assert report.startswith(f"root cause: rank {rank} on {host}: {cause['kind']}: {cause['message']}\n")
+    assert case.fits(report.partition("\n")[0], struck), report
+    where = f"in {case.name.replace('-', '_')}"
     if case.is_python:
-        assert f"in {name.replace('-', '_')}" in report
+        assert where in report or "in __getitem__" in report, report
+        assert cause["traceback"]
+    if case.is_crash:
+        assert where in report or "in _die" in report, report
