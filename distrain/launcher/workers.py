@@ -58,6 +58,7 @@ class WarmWorkers(PContext):
         self._job = job
         self._attempt = logs.attempt
         self._pids: dict[int, int] = {}
+        self._ranks = {local_rank: int(env["RANK"]) for local_rank, env in envs.items()}
         self._exit_codes: dict[int, int] = {}
         self._failures: dict[int, ProcessFailure] = {}
         self._stopping_s: float | None = None
@@ -108,6 +109,9 @@ class WarmWorkers(PContext):
                 if message["attempt"] == self._attempt:
                     self._pids[message["local_rank"]] = message["pid"]
                 continue
+            if message["op"] == "placed":
+                self._placed(message)
+                continue
             if message["op"] == "verdict":
                 self._verdict = message
                 continue
@@ -119,11 +123,21 @@ class WarmWorkers(PContext):
                 self._tell_nodes(message["attempt"], message["word"])
                 continue
             assert message["op"] == "exited", message
-            local_rank = next((rank for rank, pid in self._pids.items() if pid == message["pid"]), None)
+            local_rank = self._local_rank(message["pid"])
             if local_rank is not None:
                 self._exited(local_rank, message)
         if self._channel.closed:
             raise LaunchError("the fork server is gone, and the workers with it")
+
+    def _local_rank(self, pid: int) -> int | None:
+        """Return which worker of this round has a pid; None for one of the round before."""
+        return next((rank for rank, known in self._pids.items() if known == pid), None)
+
+    def _placed(self, message: Mapping[str, Any]) -> None:
+        """Note which rank a worker is, where it is not the agent who says so."""
+        local_rank = self._local_rank(message["pid"])
+        if local_rank is not None:
+            self._ranks[local_rank] = message["rank"]
 
     def _hung(self, _message: Mapping[str, Any]) -> None:
         """End workers that hang; they answer to nothing else."""
