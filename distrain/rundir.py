@@ -13,6 +13,7 @@
     <run>/metrics.jsonl
     <run>/failure.json  report.html
     <run>/requeue.json                          how often a scheduler was asked to queue the run again
+    <run>/.rounds/00000003.json                 where the nodes of an elastic run meet, round by round
 
 The launcher and the worker library meet here and in the environment, nowhere else.
 """
@@ -22,7 +23,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ __all__ = [
     "run_name_of",
     "step_of",
     "write_atomic",
+    "write_once",
 ]
 
 ENV_RUN_DIR = "DISTRAIN_RUN_DIR"
@@ -100,6 +101,10 @@ class RunDir:
         return self.root / "requeue.json"
 
     @property
+    def rounds(self) -> Path:
+        return self.root / ".rounds"
+
+    @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
 
@@ -155,7 +160,7 @@ def new_run_name(script: str) -> str:
         script: The script's path or the module's name; its stem goes into the name.
     """
     stem = _word(Path(script).name.removesuffix(".py"))
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{stem}-{secrets.token_hex(3)}"
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{stem}-{os.urandom(3).hex()}"
 
 
 def run_name_of(run_id: str, script: str) -> str:
@@ -230,7 +235,7 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     Raises:
         OSError: The directory is missing or not writable, or the disk is full. The old file is untouched.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(3).hex()}")
     try:
         with open(draft, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
@@ -240,3 +245,44 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def write_once(path: Path, data: str) -> bool:
+    """Make a file that only one of several can make, on whichever hosts they are: whole from the first moment.
+
+    Args:
+        path: The file; its directory must exist.
+        data: Its content, written as UTF-8.
+
+    Returns:
+        Whether it was not there.
+
+    Raises:
+        OSError: The directory is missing or not writable, or the disk is full.
+    """
+    draft = path.with_name(f".{path.stem}-{os.urandom(4).hex()}")
+    try:
+        draft.write_text(data, encoding="utf-8")
+        return _link(draft, path) or _write_in_place(path, data)
+    except FileExistsError:
+        return False
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _link(draft: Path, path: Path) -> bool:
+    """Return False where the file system has no hard links."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def _write_in_place(path: Path, data: str) -> bool:
+    """Write where it stands; until that is done a reader sees an empty file."""
+    with open(path, "x", encoding="utf-8") as file:
+        file.write(data)
+    return True

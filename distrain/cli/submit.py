@@ -17,6 +17,8 @@ from distrain.plan.options import OPTIONS
 from distrain.plan.plan import GRACE_S
 from distrain.plan.sources import given
 from distrain.rundir import DEFAULT_PARENT, as_typed
+from distrain.schedulers.slurm.foresight import foresee
+from distrain.schedulers.slurm.options import check_options
 from distrain.schedulers.slurm.script import BatchJob, render, seconds_of
 
 __all__ = ["main"]
@@ -114,6 +116,9 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"{program.target} does not read as Python: {error}") from None
     job = _job(flags, program)
     text = render(job)
+    plan = foresee(program, _launch_flags(flags), os.environ, options=_options(flags), passed=job.passed)
+    for warning in plan.warnings:
+        _say(f"warning: {warning}")
     if "dry_run" in flags:
         _write(text)
         return 0
@@ -167,15 +172,20 @@ def _launch_flags(flags: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for name, value in flags.items() if name in names}
 
 
+def _options(flags: Mapping[str, Any]) -> dict[str, str]:
+    return {name: flags[name] for name in OF_SBATCH if name in flags}
+
+
 def _job(flags: Mapping[str, Any], program: Program) -> BatchJob:
+    check_options(_options(flags))
     lead_s = _whole(flags, "signal_lead", least=0, default=120)
     limit_s = seconds_of(flags["time"]) if "time" in flags else None
-    if limit_s is not None and lead_s >= limit_s:
+    if limit_s and lead_s >= limit_s:  # 0 is none
         raise UsageError(
             f"--time {flags['time']} is {limit_s} s, and --signal-lead {lead_s} s before it the job would be asked to "
             "end as soon as it begins. Give a longer --time or a shorter --signal-lead (0 for no signal)."
         )
-    options = [(name.replace("_", "-"), flags[name]) for name in OF_SBATCH if name in flags]
+    options = [(name.replace("_", "-"), text) for name, text in _options(flags).items()]
     if "nodes" not in flags:
         options.insert(0, ("nodes", "1"))
     passed = [word for text in flags.get("sbatch", ()) for word in _words("--sbatch", text)]

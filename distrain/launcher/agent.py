@@ -18,6 +18,8 @@ from distrain.errors import EXIT_PREEMPTED, LaunchError, PreemptedError
 from distrain.launcher.protocol import AgentJob, Channel
 
 if TYPE_CHECKING:
+    from torch.distributed.launcher.api import LaunchConfig
+
     from distrain.launcher.joining import Joining
 
 __all__ = ["main"]
@@ -70,7 +72,6 @@ def _run(job: AgentJob, channel: Channel, blocked: Iterable[signal.Signals]) -> 
     from torch.distributed.elastic.multiprocessing import api
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import launch_agent
 
     from distrain.launcher.joining import Joining, is_ours
     from distrain.launcher.membership import EndedElsewhereError
@@ -104,7 +105,7 @@ def _run(job: AgentJob, channel: Channel, blocked: Iterable[signal.Signals]) -> 
     }
     try:
         config = launch_config(fields)
-        is_preempted = _is_preempted(lambda: launch_agent(config, job.command[0], job.command[1:]), joining)
+        is_preempted = _is_preempted(lambda: _launched(config, job, joining), joining)
         for name in job.signals:
             # This node's ranks have ended well; leaving now would take the place to meet from those that still save.
             # The supervisor, which gets the signal too, limits the wait.
@@ -125,8 +126,15 @@ def _run(job: AgentJob, channel: Channel, blocked: Iterable[signal.Signals]) -> 
     except LaunchError as error:
         if joining:
             joining.left(error)
-        code, report = (error.exit_code, error.report) if isinstance(error, EndedElsewhereError) else (1, None)
-        channel.send("report", outcome="ended", error=str(error), code=code, report=report)
+        elsewhere = error if isinstance(error, EndedElsewhereError) else EndedElsewhereError(str(error))
+        channel.send(
+            "report",
+            outcome="ended",
+            error=str(error),
+            code=elsewhere.exit_code,
+            report=elsewhere.report,
+            signal=elsewhere.signal,
+        )
         return 1
     except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor must hear of it
         if joining:
@@ -137,6 +145,22 @@ def _run(job: AgentJob, channel: Channel, blocked: Iterable[signal.Signals]) -> 
         return 1
     channel.send("report", outcome="preempted" if is_preempted else "succeeded")
     return EXIT_PREEMPTED if is_preempted else 0
+
+
+def _launched(config: LaunchConfig, job: AgentJob, joining: Joining | None) -> None:
+    """Have torch's agent run the workers; where it fails of the end of another node, that is the error."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import launch_agent
+
+    try:
+        launch_agent(config, job.command[0], job.command[1:])
+    except (ChildFailedError, LaunchError, SignalException):
+        raise
+    except Exception:
+        if joining is not None:
+            joining.explain()
+        raise
 
 
 def _is_preempted(launch: Callable[[], object], joining: Joining | None) -> bool:

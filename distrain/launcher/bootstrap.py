@@ -28,13 +28,15 @@ from types import TracebackType
 from typing import Any
 
 from distrain.errors import LaunchError
+from distrain.launcher import plain
+from distrain.launcher.after_import import after_import
 from distrain.launcher.protocol import WorkerJob
 from distrain.rundir import ENV_SMOKE, write_atomic
 from distrain.supervision import flight, heartbeat
 from distrain.supervision.exception_record import encode, exception_record
 from distrain.supervision.stacks import STACKS_SIGNAL
 
-__all__ = ["become", "become_rank_of_xla", "renew_random_state", "run"]
+__all__ = ["become", "become_plain", "become_rank_of_xla", "renew_random_state", "run"]
 
 _server_main: types.ModuleType | None = None
 
@@ -43,6 +45,8 @@ _OPENBLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THRE
 _GLOO_FINISHES_S = 0.05
 
 _STACKS_FD = 200
+
+_OPTIMIZER = "torch.optim.optimizer"
 
 
 def become(job: WorkerJob) -> None:
@@ -61,8 +65,10 @@ def become(job: WorkerJob) -> None:
         _bind_to_numa(job)
     heartbeat.open_slot(job.env.get(heartbeat.ENV_HEARTBEAT, ""))
     if not job.warm:
-        os.execvpe(job.command[0], job.command, job.env)  # noqa: S606 - no shell is wanted
+        words = plain.command(job)
+        os.execvpe(words[0], words, job.env)  # noqa: S606 - no shell is wanted
     renew_random_state()
+    _keep_sockets_in(job.scratch)
     _set_openblas_threads(job.env)
     _let_gloo_finish()
     _show_stacks_when_asked(job)
@@ -70,6 +76,17 @@ def become(job: WorkerJob) -> None:
     if ENV_SMOKE in job.env:
         # By name, in this process alone: nothing else of the launcher knows the workers' library.
         importlib.import_module("distrain.smoke").install()
+    _set_title(job.command)
+
+
+def become_plain(job: WorkerJob) -> None:
+    """Give a plain interpreter what shows where its rank stands; it has the rank's streams and environment already.
+
+    Args:
+        job: The rank to become.
+    """
+    _show_stacks_when_asked(job)
+    after_import(_OPTIMIZER, "register_optimizer_step_post_hook", functools.partial(_show_each_step, job))
     _set_title(job.command)
 
 
@@ -123,6 +140,21 @@ def renew_random_state() -> None:
         numpy_random.seed()
     multiprocessing.current_process().authkey = os.urandom(32)
     tempfile._name_sequence = None  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
+
+
+def _keep_sockets_in(folder: str) -> None:
+    """Have multiprocessing keep its sockets in a folder that goes with the run.
+
+    Each of its processes makes a folder of its own in the temporary directory, a DataLoader's too, and removes it when
+    it ends by itself. After a rank's death or a signal to its session they do not.
+    """
+    if not folder:
+        return
+    from multiprocessing import process
+
+    with contextlib.suppress(OSError):
+        os.mkdir(folder, 0o700)
+        process.current_process()._config["tempdir"] = folder  # type: ignore[attr-defined]  # noqa: SLF001 - no public way
 
 
 def _set_openblas_threads(env: Mapping[str, str]) -> None:
@@ -196,7 +228,7 @@ def _show_each_step(job: WorkerJob) -> None:
         # By now the process has threads, of the group and of the backward pass: one more changes nothing for its forks.
         return flight.begin_to_answer(Path(job.stacks_file).with_name("flight.json")) if job.stacks_file else 0
 
-    optimizer = sys.modules.get("torch.optim.optimizer")
+    optimizer = sys.modules.get(_OPTIMIZER)
     stamp = heartbeat.optimizer_stamp(answer)
     if optimizer is not None and stamp is not None:
         optimizer.register_optimizer_step_post_hook(stamp)

@@ -5,9 +5,12 @@ Nothing here needs torch or a network.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from distrain.launcher.profile_facts import differing_keys, differing_variables
 
 __all__ = ["CLOCKS_APART_S", "Facts", "clock_warning", "in_order", "misfit", "spans", "warnings"]
 
@@ -19,10 +22,13 @@ MUST_AGREE = {
     "device": "the device",
     "nnodes": "--nnodes",
     "run_id": "--rdzv-id",
+    "max_restarts": "--max-restarts",
+    "retry": "--retry",
 }
-"""What cannot work when it differs, and how a message calls it."""
+"""What cannot work when it differs, or would have the run end otherwise on one node than on another; and how a message
+calls it."""
 
-SHOULD_AGREE = {"python": "Python", "profile": "the profile", "max_restarts": "--max-restarts"}
+SHOULD_AGREE = {"python": "Python", "profile": "the profile"}
 """What may differ, but hardly on purpose."""
 
 
@@ -44,8 +50,9 @@ class Facts:
         nnodes: How many nodes it waits for, as `2` or `1:3`.
         run_id: The id of the run it belongs to.
         profile: The profile it was launched with, "" without one.
-        profile_says: What that sets: option or variable to a digest of its value, for values may be secret.
+        profile_says: What that sets, as `profile_facts.profile_says` returns it.
         max_restarts: As in `Plan`.
+        retry: As there.
         run_dir: The run directory that the ranks would share if this node came first.
         attempt: The number that its next attempt would get.
         restarts: How many failures the run has restarted from, as far as it knows.
@@ -67,10 +74,15 @@ class Facts:
     profile: str
     max_restarts: int
     run_dir: str
+    retry: str = "auto"
     profile_says: Mapping[str, str] = field(default_factory=dict)
     attempt: int = 0
     restarts: int = 0
     failed: bool = False
+
+    def anew(self) -> Facts:
+        """Return the facts of this node under a new token: it comes again, and the old one may be known as gone."""
+        return replace(self, token=f"{self.token.rpartition('-')[0]}-{secrets.token_hex(4)}")
 
     @property
     def name(self) -> str:
@@ -98,6 +110,8 @@ def misfit(one: Facts, other: Facts) -> str | None:
         for field, called in MUST_AGREE.items()
         if getattr(one, field) != getattr(other, field)
     ]
+    if not differing:  # else the profiles may be those of two versions
+        differing = differing_variables(one.profile_says, other.profile_says, one.name, other.name)
     return "; ".join(differing) or None
 
 
@@ -109,9 +123,9 @@ def warnings(one: Facts, other: Facts) -> list[str]:
         for called, (here, there) in pairs.items()
         if here != there
     ]
-    differing = sorted(key for key, _ in one.profile_says.items() ^ other.profile_says.items())
+    differing = differing_keys(one.profile_says, other.profile_says)
     if one.profile == other.profile and differing:
-        keys = ", ".join(dict.fromkeys(differing))
+        keys = ", ".join(differing)
         lines.append(f"the profile {one.profile} of {one.name} is not that of {other.name}: they differ in {keys}")
     return lines
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,10 +19,13 @@ import distrain
 from distrain.launcher.facts import Facts
 from distrain.launcher.joined_workers import JoinedWorkers, joined_starter
 from distrain.launcher.meeting_place import MeetingPlace
-from distrain.launcher.membership import EndedElsewhereError
+from distrain.launcher.membership import EndedElsewhereError, Membership
+from distrain.launcher.moved import moved
 from distrain.launcher.nodes import BACKEND, NodesRendezvous
+from distrain.launcher.precheck import await_answer
 from distrain.launcher.protocol import AgentJob, Channel
 from distrain.launcher.rank_logs import RunDirLogs
+from distrain.launcher.succession import Succession
 from distrain.plan.meeting import Meeting
 
 if TYPE_CHECKING:
@@ -30,6 +34,14 @@ if TYPE_CHECKING:
 __all__ = ["Joining", "is_ours"]
 
 _STUCK_S = 3.0
+_WORD_S = 2.0
+
+
+class _MovedError(Exception):
+    """The nodes meet elsewhere."""
+
+    def __init__(self, meeting: Meeting) -> None:
+        self.meeting = meeting
 
 
 def is_ours(meeting: Mapping[str, Any] | None) -> bool:
@@ -58,7 +70,7 @@ class Joining:
         self._logs = logs
         self._meeting = Meeting(**job.meeting)
         self._nodes: NodesRendezvous | None = None
-        self._place: MeetingPlace | None = None
+        self._membership: Membership | None = None
         self._workers: JoinedWorkers | None = None
         rendezvous_handler_registry.register(BACKEND, self._make_handler)
 
@@ -96,12 +108,37 @@ class Joining:
         return self._workers is not None and self._workers.is_preempted
 
     def _make_handler(self, parameters: RendezvousParameters) -> RendezvousHandler:
-        self._place = MeetingPlace(self._meeting, self._facts(), door=self._job.door, say=self._say, hear=self._hear)
-        threading.Thread(target=self._end_if_stuck, name="distrain-backstop", daemon=True).start()
+        meeting = self._meeting if self._job.door is not None else self._where_all_meet()
+        place = MeetingPlace(meeting, self._facts(), door=self._job.door, say=self._say, hear=self._hear)
+        membership = self._membership = place.membership
+        threading.Thread(target=self._end_if_stuck, args=[membership], name="distrain-backstop", daemon=True).start()
+        succession = Succession(
+            is_elastic=meeting.min_nodes < meeting.max_nodes, timeout_s=place.timeout_s, say=self._say
+        )
         self._nodes = NodesRendezvous(
-            parameters, place=self._place, say=self._say, logs=self._logs, began=self._round_began
+            parameters,
+            place=place,
+            succession=succession,
+            say=self._say,
+            logs=self._logs,
+            began=self._round_began,
         )
         return self._nodes
+
+    def _where_all_meet(self) -> Meeting:
+        """Return where somebody answers: a node that waits for one that was lost goes where the others went."""
+
+        def look() -> None:
+            elsewhere = moved(self._meeting, Path(self._job.facts["shared_run_dir"]))
+            if elsewhere is not None:
+                self._say(f"the nodes meet at {elsewhere.endpoint} now")
+                raise _MovedError(elsewhere)
+
+        try:
+            await_answer(self._meeting, self._say, look)
+        except _MovedError as found:
+            return found.meeting
+        return self._meeting
 
     def _facts(self) -> Facts:
         meeting, job = self._meeting, self._job
@@ -121,6 +158,7 @@ class Joining:
             run_id=meeting.run_id,
             profile=job.facts["profile"],
             profile_says=job.facts["profile_says"],
+            retry=job.facts["retry"],
             max_restarts=job.max_restarts,
             run_dir=job.facts["shared_run_dir"],
             attempt=job.first_attempt,
@@ -138,16 +176,32 @@ class Joining:
         told = [{"token": node.token, "host": node.host, "nproc": node.nproc} for node in nodes]
         self._channel.send("round", attempt=attempt, mine=self._place.facts.token, nodes=told)
 
-    def _end_if_stuck(self) -> None:
+    @property
+    def _place(self) -> MeetingPlace | None:
+        return None if self._nodes is None else self._nodes.place
+
+    def _end_if_stuck(self, membership: Membership) -> None:
         """End the run when the main thread does not take notice: it waits in a call of torch's for a link cut off."""
-        assert self._place is not None
-        membership = self._place.membership
         membership.ended.wait()
         if not membership.seen.wait(_STUCK_S) and membership.ending is not None:
             ending = membership.ending
             self._channel.send(
-                "report", outcome="ended", error=str(ending), code=ending.exit_code, report=ending.report
+                "report",
+                outcome="ended",
+                error=str(ending),
+                code=ending.exit_code,
+                report=ending.report,
+                signal=ending.signal,
             )
+
+    def explain(self) -> None:
+        """Find out whether an error is the end of another node.
+
+        Raises:
+            EndedElsewhereError: It is.
+        """
+        if self._membership is not None:
+            self._membership.explain(_WORD_S)
 
     # The last word to the others.
 
@@ -185,9 +239,7 @@ class Joining:
         """This node ends for a reason of its own: a signal, or an error."""
         if self._place is None or isinstance(why, EndedElsewhereError):
             return
-        how = f"was ended by {signal.Signals(why).name}" if isinstance(why, int) else f"has ended: {why}"
-        if self._place.is_head:
-            self._place.watch.tell("head_gone", how=how)
-        else:
-            self._place.watch.tell("leave", how=how)
+        number = why if isinstance(why, int) else None
+        how = f"has ended: {why}" if number is None else f"was ended by {signal.Signals(number).name}"
+        self._place.watch.tell("head_gone" if self._place.is_head else "leave", how=how, signal=number)
         self._place.watch.drain()

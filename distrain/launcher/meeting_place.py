@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,8 @@ from distrain.launcher.facts import Facts, clock_warning, warnings
 from distrain.launcher.inquiry import PLACED, VICTIM
 from distrain.launcher.membership import EndedElsewhereError, Membership
 from distrain.launcher.precheck import PATIENCE_S, await_answer, join_timeout_s, loopback_of, node_name
+from distrain.launcher.round_store import listen
+from distrain.launcher.rounds import Held
 from distrain.launcher.watch import Head, Member
 from distrain.plan.meeting import Meeting
 from distrain.supervision.failure import Standing
@@ -46,6 +49,8 @@ SUPERVISORS = "supervisors"
 """Words of the nodes' supervisors to each other, which the agents only pass on."""
 
 _WATCH_KEY = "distrain/watch"
+_RUN_DIR_KEY = "distrain/run_dir"
+_LAUNCH_ID_KEY = "distrain/launch_id"
 
 T = TypeVar("T")
 
@@ -59,6 +64,8 @@ class MeetingPlace:
         door: The bound socket of the node that opens the place, as a descriptor; None on the others.
         say: Tells the user.
         hear: Takes what other nodes' supervisors say.
+        membership: What became of the nodes so far, where they have met elsewhere before.
+        settled: What they have settled there.
 
     Raises:
         EndedElsewhereError: This node does not fit the others.
@@ -73,11 +80,13 @@ class MeetingPlace:
         door: int | None,
         say: Callable[..., None],
         hear: Callable[[Mapping[str, Any]], None],
+        membership: Membership | None = None,
+        settled: Mapping[str, str] | None = None,
     ) -> None:
         self._meeting = meeting
         self._say = say
         self._hear = hear
-        self._timeout_s = float(meeting.conf.get("node_timeout", NODE_TIMEOUT_S))
+        self.timeout_s = float(meeting.conf.get("node_timeout", NODE_TIMEOUT_S))
         if door is None:
             own, there = await_answer(meeting, say, lambda: None)
             otherwise = self._not_distrain("another program, or a proxy for a host that is not up")
@@ -85,10 +94,12 @@ class MeetingPlace:
             _let_next_run_have_port(door)
             otherwise = f"it has opened the place where all meet, and does not reach it itself at {meeting.endpoint}"
         self._store = self._apart(lambda: self._open_store(door), otherwise=otherwise)
+        for key, value in (settled or {}).items():
+            self._store.set(key, value)
         if door is not None:
             own, there = await_answer(meeting, say, lambda: None)
         self.facts = replace(facts, address=meeting.local_addr or own, head_address=there)
-        self.membership = Membership(self.facts, meeting.min_nodes, say)
+        self.membership = membership or Membership(self.facts, meeting.min_nodes, say)
         self.head_ahead_s = 0.0
         self.watch = self._open_watch() if door is not None else self._join_watch()
         _set_clock(lambda: self.head_ahead_s)
@@ -111,11 +122,54 @@ class MeetingPlace:
 
     def run_dir(self, proposed: str) -> str:
         """Return the run directory that the ranks share: that of the first node of the first round, for good."""
-        return self._store.compare_set("distrain/run_dir", "", proposed).decode()
+        return self._store.compare_set(_RUN_DIR_KEY, "", proposed).decode()
 
     def launch_id(self, proposed: str) -> str:
         """Return the id of this launch, which all its nodes and rounds have."""
-        return self._store.compare_set("distrain/launch_id", "", proposed).decode()
+        return self._store.compare_set(_LAUNCH_ID_KEY, "", proposed).decode()
+
+    def held(self, address: str) -> Held:
+        """Return what tells others that this node is the head, and where it is reached."""
+        assert isinstance(self.watch, Head)
+        return Held(
+            token=self.facts.token,
+            name=self.facts.name,
+            address=address,
+            port=self._meeting.port,
+            watch_port=self.watch.port,
+        )
+
+    def move_here(self, facts: Facts, address: str) -> MeetingPlace:
+        """Open another place on this node, for those who are left of this one, at an address they reach.
+
+        The launch has another id there: what may still live of this one writes no checkpoint any more.
+        """
+        door = listen(address)
+        port = door.getsockname()[1]
+        settled = {_RUN_DIR_KEY: facts.run_dir, _LAUNCH_ID_KEY: secrets.token_hex(8)}
+        return self._moved(address, port, facts, door=door.detach(), settled=settled)
+
+    def move_to(self, held: Held, facts: Facts) -> MeetingPlace:
+        """Go where those who are left of this place meet now."""
+        return self._moved(held.address, held.port, facts)
+
+    def _moved(
+        self, host: str, port: int, facts: Facts, *, door: int | None = None, settled: Mapping[str, str] | None = None
+    ) -> MeetingPlace:
+        return MeetingPlace(
+            replace(self._meeting, host=host, port=port),
+            facts,
+            door=door,
+            say=self._say,
+            hear=self._hear,
+            membership=self.membership,
+            settled=settled,
+        )
+
+    def close(self) -> None:
+        """Close a place that nobody has come to."""
+        self.watch.close()
+        del self._store
 
     def awaited(self) -> str:
         """Say whom this node waits for."""
@@ -186,12 +240,14 @@ class MeetingPlace:
         """Open the watch, unless another node was here first and has opened its own: then this one asks to join it."""
         watch = Head(
             on_word=self._take,
-            timeout_s=self._timeout_s,
+            timeout_s=self.timeout_s,
             admit=self._admit,
             address=loopback_of(self._meeting),
+            token=self.facts.token,
         )
         told = json.dumps({"port": watch.port, "head": self.facts.as_json()})
         if self._store.compare_set(_WATCH_KEY, "", told).decode() == told:
+            self.membership.meets_at(self.facts, None)
             return watch
         watch.close()
         return self._join_watch()
@@ -218,11 +274,11 @@ class MeetingPlace:
         endpoint = self._meeting.endpoint
         told = self._apart(self._ask_for_watch, otherwise=self._not_distrain("torchrun"))
         head = Facts.from_json(told["head"])
-        self.membership.head_name = head.name
+        self.membership.meets_at(self.facts, head)
         try:
             watch = Member(
                 on_word=self._take,
-                timeout_s=self._timeout_s,
+                timeout_s=self.timeout_s,
                 address=self.facts.head_address,
                 port=told["port"],
                 hello={"facts": self.facts.as_json(), "time": time.time()},

@@ -26,12 +26,16 @@ class EndedElsewhereError(LaunchError):
         text: What happened.
         exit_code: The exit code that this node's launcher ends with.
         report: The failure report of the node whose rank brought the run down, as in failure.json; None without one.
+        signal: The signal that ended the other node; None for another reason.
     """
 
-    def __init__(self, text: str, exit_code: int = 1, report: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, text: str, exit_code: int = 1, report: Mapping[str, Any] | None = None, signal: int | None = None
+    ) -> None:
         super().__init__(text)
-        self.exit_code = exit_code
+        self.exit_code = exit_code if signal is None else 128 + signal
         self.report = report
+        self.signal = signal
 
 
 class Membership:
@@ -51,6 +55,8 @@ class Membership:
         self._members: dict[str, Facts] = {}
         self._admitted: dict[str, Facts] = {}
         self._gone: set[str] = set()
+        self._silent: set[str] = set()
+        self._how: dict[str, tuple[str, int | None]] = {}
         self._done: set[str] = set()
         self._left: set[str] = set()
         self._placed: dict[str, list[int]] = {}
@@ -59,8 +65,10 @@ class Membership:
         self._changed = False
         self._newcomer_is_said = False
         self._finished = False
-        self._is_head_gone = False
-        self.head_name = "the node where all meet"
+        self._head: Facts | None = None
+        self._head_gone: Mapping[str, Any] | None = None
+        self.can_move = False
+        """Whether those who are left could meet elsewhere, were the node where all meet lost."""
         self.round = -1
         self.ended = threading.Event()
         """Set once the run is to end here."""
@@ -84,9 +92,60 @@ class Membership:
         """Why the run is to end here, when it is."""
         return self._ending
 
+    def explain(self, patience_s: float) -> None:
+        """Wait a moment for what became of another node: torch's calls may fail of it before the watch has told.
+
+        Args:
+            patience_s: How long at most.
+
+        Raises:
+            EndedElsewhereError: The run is to end here.
+        """
+        end_s = time.monotonic() + patience_s
+        while time.monotonic() < end_s and not self.is_head_gone:
+            self.check()
+            time.sleep(_LOOK_S)
+        self.check()
+
     def changed(self) -> bool:
         """Whether a new round is to be begun with who is left, or because another node asked for it."""
         return self._changed
+
+    @property
+    def is_head_gone(self) -> bool:
+        """Whether the node where all meet is lost, so that who is left has to meet elsewhere."""
+        return self._head_gone is not None
+
+    @property
+    def may_head_live(self) -> bool:
+        """Whether the node where all meet is only not heard of."""
+        return self._head_gone is not None and bool(self._head_gone.get("silent"))
+
+    @property
+    def head_token(self) -> str:
+        """The agent of the node where all meet, where that is another one."""
+        return self._head.token if self._head else ""
+
+    def meets_at(self, mine: Facts, head: Facts | None) -> None:
+        """Note which other node is the head now; None where this one is.
+
+        Args:
+            mine: This node's facts.
+            head: The head's. It may be the one that was lost, if this node was cut off.
+        """
+        with self._lock:
+            self._mine, self._head, self._head_gone = mine, head, None
+            self._gone.discard(self.head_token)
+
+    def num_silent(self) -> int:
+        """Return how many nodes of the round are lost and may be alive."""
+        with self._lock:
+            return len(self._silent & self._members.keys())
+
+    def heirs(self) -> list[Facts]:
+        """Return the nodes of the round that are left, in the order of their ranks."""
+        with self._lock:
+            return [node for token, node in self._members.items() if token not in self._gone | self._done]
 
     def began(self, number: int, members: list[Facts]) -> None:
         """Note which round has just begun, and who is in it."""
@@ -100,7 +159,7 @@ class Membership:
             self._newcomer_is_said = False
             missing = [token for token in self._members if token in self._gone]
         for token in missing:
-            self._lost(token, "has gone")
+            self._lost(token, *self._how.get(token, ("has gone", None)))
 
     def is_collateral(self, token: str, standing: int, since_s: float) -> bool:
         """Whether ranks of another node brought ours down: they have the better claim, or a node was lost.
@@ -144,7 +203,7 @@ class Membership:
         Raises:
             EndedElsewhereError: They have failed.
         """
-        while self._members.keys() - self._gone - self._done - {self._mine.token} and not self._is_head_gone:
+        while self._members.keys() - self._gone - self._done - {self._mine.token} and not self.is_head_gone:
             self.check()
             time.sleep(_LOOK_S)
         self.check()
@@ -160,11 +219,12 @@ class Membership:
         if op == "gone":
             with self._lock:
                 self._gone.add(message["token"])
-            self._lost(message["token"], message["how"])
+                self._how[message["token"]] = message["how"], message.get("signal")
+                if message.get("silent"):
+                    self._silent.add(message["token"])
+            self._lost(message["token"], message["how"], message.get("signal"))
         elif op == "head_gone":
-            self._is_head_gone = True
-            if not self._finished:
-                self._end(f"{self.head_name} {message['how']}; the nodes meet there, so the run ends on this one")
+            self._lost_head(message)
         elif op == "failing" and message["round"] == self.round:
             with self._lock:
                 self._failing[message["token"]] = (message["standing"], message["when"])
@@ -223,22 +283,37 @@ class Membership:
         taken = (node for node in (self._mine, *present) if node.node_rank == other.node_rank)
         return None if other.node_rank is None else next(taken, None)
 
-    def _lost(self, token: str, how: str) -> None:
+    def _lost_head(self, message: Mapping[str, Any]) -> None:
+        self._head_gone = message
+        name = self._head.name if self._head else "the node where all meet"
+        if self._finished or self._ending is not None:
+            return
+        if self.round < 0 or self._head is None or not self.can_move:
+            text = f"{name} {message['how']}; the nodes meet there, so the run ends on this one"
+            self._end(text, signal=message.get("signal"))
+            return
+        with self._lock:
+            self._gone.add(self._head.token)
+        unless = ", unless it has the run" if self.may_head_live else ""
+        self._go_on_without(f"{name} {message['how']}", unless=unless, signal=message.get("signal"))
+
+    def _lost(self, token: str, how: str, signal: int | None = None) -> None:
         if self._finished:
             return
-        if token not in self._members:
-            if token in self._admitted:
-                self._say(f"{self._name(token)} {how}; it had no ranks yet")
-            return
+        if token in self._members:
+            self._go_on_without(f"{self._name(token)} {how}", signal=signal)
+        elif token in self._admitted:
+            self._say(f"{self._name(token)} {how}; it had no ranks yet")
+
+    def _go_on_without(self, what: str, unless: str = "", signal: int | None = None) -> None:
         left = len([each for each in self._members if each not in self._gone])
-        what = f"{self._name(token)} {how}"
         nodes = f"{left} node{'s' * (left != 1)}"
         if left < self._min_nodes:
-            self._end(f"{what}; {nodes} left and the run needs {self._min_nodes}")
+            self._end(f"{what}; {nodes} left and the run needs {self._min_nodes}", signal=signal)
         else:
             with self._lock:
                 self._changed = True
-            self._say(f"{what}; going on with {nodes}", elsewhere=True)
+            self._say(f"{what}; going on with {nodes}{unless}", elsewhere=True)
 
     def _restart(self, message: Mapping[str, Any]) -> None:
         with self._lock:
@@ -248,10 +323,12 @@ class Membership:
         elif message.get("text"):
             self._say(f"{self._name(message['token'])}: {message['text']}; all ranks start anew", elsewhere=True)
 
-    def _end(self, text: str, exit_code: int = 1, report: Mapping[str, Any] | None = None) -> None:
+    def _end(
+        self, text: str, exit_code: int = 1, report: Mapping[str, Any] | None = None, signal: int | None = None
+    ) -> None:
         with self._lock:
             if self._ending is None:
-                self._ending = EndedElsewhereError(text, exit_code, report)
+                self._ending = EndedElsewhereError(text, exit_code, report, signal)
         self.ended.set()
 
     def _name(self, token: str) -> str:

@@ -11,7 +11,7 @@ from distrain.plan.plan import Plan
 from distrain.rundir import DEFAULT_PARENT, RunDir, new_run_name, run_name_of
 from distrain.supervision.record import RunRecord
 
-__all__ = ["open_run_dir"]
+__all__ = ["named_run_dir", "open_run_dir"]
 
 _MOST_ON_A_HOST = 64
 
@@ -36,14 +36,7 @@ def open_run_dir(plan: Plan, *, is_head: bool) -> tuple[RunRecord, Path]:
     meeting = plan.meeting
     placement = plan.placement
     several = meeting is not None and meeting.max_nodes > 1
-    if plan.run_dir is not None:
-        shared = plan.run_dir
-    else:
-        run_id = meeting.run_id if meeting is not None and several and meeting.run_id != "none" else ""
-        if placement is not None and placement.is_repeated and meeting is None:
-            run_id = placement.run_id
-        name = run_name_of(run_id, plan.name) if run_id else new_run_name(plan.name)
-        shared = Path(DEFAULT_PARENT).absolute() / name
+    shared = named_run_dir(plan) or Path(DEFAULT_PARENT).absolute() / new_run_name(plan.name)
     run = RunDir(root=shared)
     first = meeting is None or meeting.node_rank == 0 or (meeting.node_rank is None and is_head)
     of, incarnation = ("", 0) if placement is None else (placement.run_id, placement.incarnation)
@@ -52,6 +45,21 @@ def open_run_dir(plan: Plan, *, is_head: bool) -> tuple[RunRecord, Path]:
     if meeting.node_rank is not None:
         return RunRecord(RunDir(root=run.node_dir(str(meeting.node_rank))), run_id=of, incarnation=incarnation), shared
     return _first_free(run), shared
+
+
+def named_run_dir(plan: Plan) -> Path | None:
+    """Return the run directory that the ranks share where it has a name that comes again; None where it is a new one.
+
+    Args:
+        plan: The plan.
+    """
+    meeting, placement = plan.meeting, plan.placement
+    if plan.run_dir is not None:
+        return plan.run_dir
+    run_id = meeting.run_id if meeting is not None and meeting.max_nodes > 1 and meeting.run_id != "none" else ""
+    if placement is not None and placement.is_repeated and meeting is None:
+        run_id = placement.run_id
+    return Path(DEFAULT_PARENT).absolute() / run_name_of(run_id, plan.name) if run_id else None
 
 
 def _first_free(run: RunDir) -> RunRecord:

@@ -31,8 +31,10 @@ from distrain.launcher.facts import Facts, in_order, spans
 from distrain.launcher.inquiry import PLACED
 from distrain.launcher.interface import gloo_variables
 from distrain.launcher.meeting_place import SUPERVISORS, MeetingPlace, unshared_store
+from distrain.launcher.membership import Membership
 from distrain.launcher.rank_logs import RunDirLogs
 from distrain.launcher.round_store import open_store, reachable_address
+from distrain.launcher.succession import Succession
 from distrain.rundir import ENV_LAUNCH_ID, ENV_RUN_DIR
 from distrain.supervision.failure import Report, exit_code_of, to_json
 
@@ -44,8 +46,13 @@ _ASK_S = 0.5
 _PATIENCE_S = 8.0
 _EXCHANGE = timedelta(seconds=30)
 _SHUTDOWN_S = 3.0
+_WORD_S = 2.0
 
 T = TypeVar("T")
+
+
+class _HeadLostError(Exception):
+    """Where the nodes were to meet nobody is any more; who is left meets elsewhere."""
 
 
 class RestartsSpentError(LaunchError):
@@ -58,6 +65,7 @@ class NodesRendezvous(RendezvousHandler):
     Args:
         parameters: torch's.
         place: Where the nodes meet.
+        succession: Who has the next round when that place is lost.
         logs: Told which attempt comes next.
         say: Tells the user; `elsewhere` marks the reason for a new attempt that is not this node's.
         began: Told which attempt begins, and the nodes in it.
@@ -68,12 +76,15 @@ class NodesRendezvous(RendezvousHandler):
         parameters: RendezvousParameters,
         *,
         place: MeetingPlace,
+        succession: Succession,
         logs: RunDirLogs,
         say: Callable[..., None],
         began: Callable[[int, list[Facts]], None],
     ) -> None:
-        self._run_id = parameters.run_id
-        self._place = place
+        self._parameters = parameters
+        self.place = place
+        """Where the nodes meet."""
+        self._succession = succession
         self._facts = place.facts
         self._membership = place.membership
         self._logs = logs
@@ -83,19 +94,15 @@ class NodesRendezvous(RendezvousHandler):
         """What this node's ranks last failed of, and the exit code that follows from it."""
         self.report: Mapping[str, Any] | None = None
         """The supervisor's report of it, for the other nodes."""
-        self._inner = place.handler(parameters)
-        self._using_inner = threading.Lock()
+        self._inner = _Inner(place.handler(parameters), self._membership)
         self._worker_store: TCPStore | None = None
-        self._num_waiting = 0
         self._asked = False
-        self._shut = threading.Event()
-        threading.Thread(target=self._ask_who_waits, name="distrain-waiting", daemon=True).start()
 
     def get_backend(self) -> str:
         return BACKEND
 
     def get_run_id(self) -> str:
-        return self._run_id
+        return self._parameters.run_id
 
     @property
     def use_agent_store(self) -> bool:
@@ -125,25 +132,50 @@ class NodesRendezvous(RendezvousHandler):
             raise RestartsSpentError(f"ranks failed, after {self._facts.restarts} restarts")
         if not first:
             text = self.failure[0] if failed and self.failure is not None else ""
-            self._place.watch.tell("restart", token=self._facts.token, round=self._membership.round, text=text)
+            self.place.watch.tell("restart", token=self._facts.token, round=self._membership.round, text=text)
+            self._apart(lambda: self._succession.lost_some(self.place))
         self._facts = replace(self._facts, failed=failed)
-        return self._apart(self._join, self._say_who_is_awaited if first else None)
+        while True:
+            if self._membership.is_head_gone:
+                self._apart(self._move)
+            try:
+                return self._joined(self._say_who_is_awaited if first else None)
+            except (RendezvousError, RuntimeError, _HeadLostError):
+                self._membership.explain(_WORD_S)
+                if not self._membership.is_head_gone:
+                    raise
+
+    def _joined(self, when_long: Callable[[], None] | None) -> RendezvousInfo:
+        def check() -> None:
+            self._membership.check()
+            if self._membership.is_head_gone:
+                raise _HeadLostError
+
+        return apart(self._join, check=check, after=[] if when_long is None else [(_PATIENCE_S, when_long)])
+
+    def _move(self) -> None:
+        """Meet elsewhere, for the place is lost."""
+        self.place = self._succession.find(self.place, self._facts)
+        self._facts = self.place.facts
+        self._inner.forget()
+        self._inner = _Inner(self.place.handler(self._parameters), self._membership)
 
     def _say_who_is_awaited(self) -> None:
-        self._say(self._place.awaited())
+        self._say(self.place.awaited())
 
     def num_nodes_waiting(self) -> int:
         """Return more than 0 when a new round is to begin, which costs none of the restarts."""
         self._membership.check()
         if self._membership.changed():
+            self._apart(lambda: self._succession.lost_some(self.place))
             self._asked = True
             return 1
-        if self._num_waiting > 0 and not self._asked:
+        if self._inner.num_waiting > 0 and not self._asked:
             self._asked = True
             self._membership.newcomer()
             # at once: when this node's ranks are ended for it, those of the others fail, and must know why
-            self._place.watch.tell("restart", token=self._facts.token, round=self._membership.round, newcomer=True)
-        return self._num_waiting
+            self.place.watch.tell("restart", token=self._facts.token, round=self._membership.round, newcomer=True)
+        return self._inner.num_waiting
 
     def failing(
         self,
@@ -163,8 +195,8 @@ class NodesRendezvous(RendezvousHandler):
             age_s: How long ago it was.
             end_and_listen: Ends this node's other ranks, and leaves the others time to speak, until they have.
         """
-        token, when_s = self._facts.token, self._place.now_s() - age_s
-        self._place.watch.tell("failing", token=token, round=self._membership.round, when=when_s, standing=standing)
+        token, when_s = self._facts.token, self.place.now_s() - age_s
+        self.place.watch.tell("failing", token=token, round=self._membership.round, when=when_s, standing=standing)
         end_and_listen(lambda: self._membership.is_collateral(token, standing, when_s))
         if self._membership.is_collateral(token, standing, when_s):
             return True
@@ -179,11 +211,11 @@ class NodesRendezvous(RendezvousHandler):
 
     def placed(self, ranks: list[int]) -> None:
         """Tell the others which ranks this node has, where it was not the rendezvous that gave them out."""
-        self._place.watch.tell(PLACED, token=self._facts.token, round=self._membership.round, ranks=ranks)
+        self.place.watch.tell(PLACED, token=self._facts.token, round=self._membership.round, ranks=ranks)
 
     def left(self) -> None:
         """Tell the others that all ranks of this node have ended well."""
-        self._place.watch.tell("left", token=self._facts.token, round=self._membership.round)
+        self.place.watch.tell("left", token=self._facts.token, round=self._membership.round)
 
     def left_elsewhere(self) -> dict[int, str]:
         """Return the ranks of the other nodes that have ended well, with their hosts."""
@@ -192,53 +224,38 @@ class NodesRendezvous(RendezvousHandler):
     def tell(self, attempt: int, word: Mapping[str, Any]) -> None:
         """Say something of the supervisor's to those of the other nodes, if it is of the present round."""
         if attempt == self._membership.round:
-            self._place.watch.tell(SUPERVISORS, token=self._facts.token, round=attempt, word=word)
+            self.place.watch.tell(SUPERVISORS, token=self._facts.token, round=attempt, word=word)
 
     def is_closed(self) -> bool:
-        return self._apart(self._inner.is_closed)
+        return self._apart(self._inner.handler.is_closed)
 
     def set_closed(self) -> None:
-        self._apart(self._inner.set_closed)
+        self._apart(self._inner.handler.set_closed)
 
     def shutdown(self) -> bool:
         """Close the rendezvous, so that nobody waits for a next round; a store that is gone is not waited for."""
-        self._shut.set()
+        self._inner.forget()
         if self._membership.ending is None:
-            closing = threading.Thread(target=self._close_inner, daemon=True)
+            closing = threading.Thread(target=self._inner.close, daemon=True)
             closing.start()
             closing.join(_SHUTDOWN_S)
         return True
 
-    def _close_inner(self) -> None:
-        with contextlib.suppress(RendezvousError, RuntimeError):
-            self._inner.shutdown()
-
-    def _apart(self, call: Callable[[], T], when_long: Callable[[], None] | None = None) -> T:
-        """Make a call of torch's in another thread; raise when the run is to end meanwhile."""
-        after = [] if when_long is None else [(_PATIENCE_S, when_long)]
-        return apart(call, check=self._membership.check, after=after)
-
-    def _ask_who_waits(self) -> None:
-        """Keep the number of waiting nodes at hand, for `num_nodes_waiting` may not wait for a store."""
-        while not self._shut.wait(_ASK_S):
-            if self._membership.round < 0 or not self._using_inner.acquire(blocking=False):
-                continue
-            try:
-                with contextlib.suppress(RendezvousError, RuntimeError):
-                    self._num_waiting = self._inner.num_nodes_waiting()
-            finally:
-                self._using_inner.release()
+    def _apart(self, call: Callable[[], T]) -> T:
+        """Make a call that may wait in another thread; raise when the run is to end meanwhile."""
+        return apart(call, check=self._membership.check)
 
     def _join(self) -> RendezvousInfo:
+        inner = self._inner
         while True:
             try:
-                with self._using_inner, unshared_store():
-                    info = self._inner.next_rendezvous()
-                    self._num_waiting = 0
+                info = inner.next_rendezvous()
                 return self._settle(PrefixStore("distrain", info.store), info)
             except RendezvousTimeoutError:  # noqa: PERF203 - each round takes seconds
-                raise LaunchError(self._place.too_few()) from None
+                raise LaunchError(self.place.too_few()) from None
             except DistStoreError:
+                if self._membership.is_head_gone or inner is not self._inner:
+                    raise
                 self._say("a node went away while the nodes met; they meet again")
 
     def _settle(self, store: Any, info: RendezvousInfo) -> RendezvousInfo:
@@ -255,13 +272,15 @@ class NodesRendezvous(RendezvousHandler):
         else:
             self._worker_store = None
         address, port_text = store.get("leader").decode().split()
-        os.environ[ENV_RUN_DIR] = self._place.run_dir(nodes[0].run_dir)
-        os.environ[ENV_LAUNCH_ID] = self._place.launch_id(os.environ[ENV_LAUNCH_ID])
+        run_dir = os.environ[ENV_RUN_DIR] = self.place.run_dir(nodes[0].run_dir)
+        os.environ[ENV_LAUNCH_ID] = self.place.launch_id(os.environ[ENV_LAUNCH_ID])
+        reachable = reachable_address(self._facts, nodes)
         if len(nodes) > 1:
-            os.environ.update(gloo_variables(os.environ, reachable_address(self._facts, nodes)))
+            os.environ.update(gloo_variables(os.environ, reachable))
+        self._succession.settle(self.place, store, run_dir, reachable)
         attempt = max(node.attempt for node in nodes)
         restarts = max(node.restarts for node in nodes) + any(node.failed for node in nodes)
-        self._facts = replace(self._facts, attempt=attempt + 1, restarts=restarts, failed=False)
+        self._facts = replace(self._facts, attempt=attempt + 1, restarts=restarts, failed=False, run_dir=run_dir)
         self._asked = False
         self._logs.attempt = attempt - 1
         self._membership.began(attempt, nodes)
@@ -271,3 +290,45 @@ class NodesRendezvous(RendezvousHandler):
         agents = AgentStore("agents", store, self._membership)
         agents.set_timeout(timedelta(seconds=60))
         return RendezvousInfo(agents, rank, len(nodes), RendezvousStoreInfo(address, int(port_text)))
+
+
+class _Inner:
+    """torch's rendezvous at one place. Its calls can wait for minutes once the place is lost.
+
+    Args:
+        handler: torch's.
+        membership: Tells whether a round has begun.
+    """
+
+    def __init__(self, handler: RendezvousHandler, membership: Membership) -> None:
+        self.handler = handler
+        self._membership = membership
+        self._in_use = threading.Lock()
+        self._forgotten = threading.Event()
+        self.num_waiting = 0
+        """How many nodes wait for the next round, kept at hand: nobody may wait for a store to learn it."""
+        threading.Thread(target=self._ask_who_waits, name="distrain-waiting", daemon=True).start()
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        with self._in_use, unshared_store():
+            info = self.handler.next_rendezvous()
+            self.num_waiting = 0
+            return info
+
+    def forget(self) -> None:
+        """Ask no more who waits."""
+        self._forgotten.set()
+
+    def close(self) -> None:
+        with contextlib.suppress(RendezvousError, RuntimeError):
+            self.handler.shutdown()
+
+    def _ask_who_waits(self) -> None:
+        while not self._forgotten.wait(_ASK_S):
+            if self._membership.round < 0 or not self._in_use.acquire(blocking=False):
+                continue
+            try:
+                with contextlib.suppress(RendezvousError, RuntimeError):
+                    self.num_waiting = self.handler.num_nodes_waiting()
+            finally:
+                self._in_use.release()

@@ -184,7 +184,9 @@ class Outcome:
             return None
         silent_s = silent[rank].silent_s if rank in silent else found.hang.timeout_s
         where = found.doing.get(rank)
-        message = f"no step for {silent_s:.0f} s{f'; it stood in {where}' if where else ''}"
+        why_not = self._vigil.why_no_stacks if self._vigil is not None and rank in by_rank else ""
+        place = f"it stood in {where}" if where else f"no Python stack: {why_not}" if why_not else ""
+        message = f"no step for {silent_s:.0f} s{f'; {place}' if place else ''}"
         known = by_rank.get(rank) or self._hanging_elsewhere(rank, found)
         return replace(known, kind="Hang", message=message, exit_code=EXIT_HANG, standing=Standing.CAUSE, reason="")
 

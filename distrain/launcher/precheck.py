@@ -11,11 +11,12 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from distrain.errors import LaunchError, UsageError
+from distrain.launcher.apart import apart
 from distrain.launcher.interface import is_loopback
 from distrain.plan.meeting import Meeting
 
@@ -24,10 +25,12 @@ __all__ = [
     "PATIENCE_S",
     "Door",
     "await_answer",
+    "await_name",
     "is_host",
     "is_own_address",
     "join_timeout_s",
     "loopback_of",
+    "name_patience_s",
     "node_name",
     "open_door",
     "resolve",
@@ -37,6 +40,11 @@ JOIN_TIMEOUT_S = 300.0
 PATIENCE_S = 5.0
 """After so long a user is told what is waited for."""
 
+NAME_PATIENCE_S = 15.0
+"""How long a name may take to resolve. One that is misspelt is told after a second, and ends the node after these."""
+
+_SAY_NAME_S = 1.0
+_NOT_YET = (socket.EAI_AGAIN, socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 _RETRY_S = 0.25
 _CONNECT_S = 5.0
 _LISTENING = "0A"
@@ -74,15 +82,65 @@ def resolve(host: str, port: int) -> list[str]:
     Raises:
         UsageError: It has none.
     """
+    return _resolved(host, port, lambda: _addresses(host, port))
+
+
+def await_name(meeting: Meeting, say: Callable[[str], None], *, patience_s: float) -> list[str]:
+    """Return the addresses where the nodes meet, once their name resolves.
+
+    Args:
+        meeting: Where they meet.
+        say: Told the name that does not resolve yet.
+        patience_s: How long it is asked for again and again.
+
+    Raises:
+        UsageError: It has not resolved by then.
+    """
+    host, port = meeting.host, meeting.port
+    give_up_s = time.monotonic() + patience_s
+
+    def ask() -> list[str]:
+        while True:
+            try:
+                return _addresses(host, port)
+            except socket.gaierror as error:
+                if error.errno not in _NOT_YET or time.monotonic() > give_up_s:
+                    raise
+            time.sleep(_RETRY_S)
+
+    def wait() -> None:
+        node, here = node_name(meeting.node_rank), socket.gethostname()
+        say(f"{node}: {host!r}, where the nodes are to meet, does not resolve on {here}; trying for {patience_s:g} s")
+
+    return _resolved(host, port, lambda: apart(ask, after=[(_SAY_NAME_S, wait)]))
+
+
+def name_patience_s(meeting: Meeting, environ: Mapping[str, str]) -> float:
+    """Return how long the name of the meeting place may take to resolve, in seconds.
+
+    In a pod of Kubernetes that is as long as nobody may answer there: the name comes with the other pod.
+
+    Args:
+        meeting: Where the nodes meet.
+        environ: The environment.
+    """
+    timeout_s = join_timeout_s(meeting)
+    return timeout_s if "KUBERNETES_SERVICE_HOST" in environ else min(timeout_s, NAME_PATIENCE_S)
+
+
+def _addresses(host: str, port: int) -> list[str]:
+    return [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+def _resolved(host: str, port: int, ask: Callable[[], list[str]]) -> list[str]:
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return ask()
     except (socket.gaierror, UnicodeError) as error:
         reason = error.strerror if isinstance(error, socket.gaierror) else "not a valid name"
         raise UsageError(
             f"the nodes are to meet at {host}:{port}, and {host!r} does not resolve on {socket.gethostname()} "
             f"({reason}). Give a name or an address that every node knows: --rdzv-endpoint HOST:PORT."
         ) from None
-    return [str(entry[4][0]) for entry in found]
 
 
 def is_own_address(address: str) -> bool:
@@ -117,7 +175,13 @@ class Door:
     sign: socket.socket | None
 
 
-def open_door(meeting: Meeting, warn: Callable[[str], None]) -> Door | None:
+def open_door(
+    meeting: Meeting,
+    warn: Callable[[str], None],
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    patience_s: float = 0.0,
+) -> Door | None:
     """Check the meeting place and, on the node that opens it, take its port.
 
     Where several launches on one host have no node rank, the first one opens the place and the others find it open.
@@ -125,6 +189,8 @@ def open_door(meeting: Meeting, warn: Callable[[str], None]) -> Door | None:
     Args:
         meeting: Where and how the nodes meet.
         warn: Told what is hardly meant.
+        say: Told at once what is waited for.
+        patience_s: How long the host name may take to resolve.
 
     Returns:
         The held port for c10d; None on other nodes and for other backends.
@@ -135,7 +201,7 @@ def open_door(meeting: Meeting, warn: Callable[[str], None]) -> Door | None:
     alone = meeting.max_nodes == 1
     if meeting.conf.get("store_type", "tcp") != "tcp" or (alone and meeting.port == 0):
         return None
-    addresses = resolve(meeting.host, meeting.port)
+    addresses = await_name(meeting, say, patience_s=patience_s)
     if meeting.backend not in _SHARED:
         return None
     if meeting.min_nodes < meeting.max_nodes and is_loopback(meeting.host):

@@ -36,6 +36,7 @@ class WorkerJob:
         stderr: Likewise for standard error.
         error_file: Where an uncaught exception is recorded.
         stacks_file: Where the Python stacks go when the process crashes or is asked for them.
+        scratch: A folder that it may make for what goes with the run; "" for none.
         numa_binding: torch's name for the way to bind the process to CPUs near its GPU; "" leaves it unbound.
     """
 
@@ -52,6 +53,7 @@ class WorkerJob:
     stderr: str
     error_file: str
     stacks_file: str = ""
+    scratch: str = ""
     numa_binding: str = ""
 
 
@@ -81,8 +83,10 @@ class AgentJob:
         meeting: The fields of `Meeting`; None on a single node.
         passed: As in `Plan`.
         board: Where the workers' heartbeats go; "" without a board.
+        scratch: A folder that goes with the run, as `supervision.scratch` makes it; "" without one.
         door: The descriptor of the bound socket where the nodes meet, on the node that opens the place.
-        facts: What the other nodes are told: `device`, `profile`, `profile_says`, `shared_run_dir`.
+        facts: What the other nodes are told: `device`, `profile`, `profile_says`, `retry`,
+            `shared_run_dir`.
     """
 
     nproc: int
@@ -106,6 +110,7 @@ class AgentJob:
     meeting: dict[str, Any] | None = None
     passed: dict[str, str | None] = field(default_factory=dict)
     board: str = ""
+    scratch: str = ""
     door: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 

@@ -12,7 +12,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, 
 from distrain.launcher.facts import Facts
 from distrain.launcher.interface import is_loopback
 
-__all__ = ["open_store", "reachable_address"]
+__all__ = ["listen", "open_store", "reachable_address"]
 
 _WORKERS_WAIT = timedelta(minutes=10)
 
@@ -40,7 +40,7 @@ def open_store(mine: Facts, nodes: Sequence[Facts]) -> tuple[TCPStore, str, int]
         The store, its address and its port.
     """
     address = reachable_address(mine, nodes)
-    listener = _listener(address)
+    listener = listen(address)
     port: int = listener.getsockname()[1]
     store = TCPStore(
         address,
@@ -53,7 +53,7 @@ def open_store(mine: Facts, nodes: Sequence[Facts]) -> tuple[TCPStore, str, int]
     return store, address, port
 
 
-def _listener(address: str) -> socket.socket:
+def listen(address: str) -> socket.socket:
     """Return a socket that listens at the address; where it is not this host's own (a forwarded one), everywhere."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with contextlib.suppress(OSError):

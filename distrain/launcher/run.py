@@ -12,7 +12,8 @@ from pathlib import Path
 
 from distrain.errors import UsageError
 from distrain.launcher import precheck
-from distrain.launcher.node_run_dir import open_run_dir
+from distrain.launcher.moved import moved
+from distrain.launcher.node_run_dir import named_run_dir, open_run_dir
 from distrain.launcher.shared_memory import free_and_size, shortage
 from distrain.launcher.smoke import EXIT_FAILED
 from distrain.launcher.supervisor import Supervisor
@@ -63,9 +64,23 @@ def _run(plan: Plan, environ: Mapping[str, str]) -> int:
     shared_memory = free_and_size()
     if shared_memory is not None and (short := shortage(*shared_memory, plan.nproc)):
         warnings.append(short)
-    door = None if plan.meeting is None else precheck.open_door(plan.meeting, warnings.append)
+    door = None
+    if plan.meeting is not None:
+        named = named_run_dir(plan)
+        elsewhere = moved(plan.meeting, named) if named else None
+        if elsewhere is None:
+            patience_s = precheck.name_patience_s(plan.meeting, environ)
+            door = precheck.open_door(plan.meeting, warnings.append, say=_say, patience_s=patience_s)
+        else:
+            warnings.append(f"the nodes do not meet at {plan.meeting.endpoint} any more, but at {elsewhere.endpoint}")
+            plan = replace(plan, meeting=elsewhere)
     record, shared = open_run_dir(plan, is_head=door is not None)
     try:
         return Supervisor(plan, record, environ, door=door, shared_run_dir=shared, warnings=warnings).run()
     finally:
         record.close()
+
+
+def _say(text: str) -> None:
+    """Tell the user something before there is a supervisor."""
+    print(f"distrain: {text}", file=sys.stderr, flush=True)

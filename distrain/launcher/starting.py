@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import signal
 import socket
@@ -14,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import distrain
+from distrain.launcher.profile_facts import profile_says
 from distrain.launcher.protocol import AgentJob, Channel
 from distrain.plan.plan import Plan
 from distrain.rundir import RunDir
@@ -88,6 +88,7 @@ def agent_job(  # noqa: PLR0917  # called in one place
     first_attempt: int,
     terminals: dict[str, list[str]],
     board: str,
+    scratch: str,
     door: int | None,
 ) -> AgentJob:
     """Return what the agent of this node needs to know.
@@ -100,6 +101,7 @@ def agent_job(  # noqa: PLR0917  # called in one place
         first_attempt: The attempt to count from.
         terminals: As in `AgentJob`.
         board: As there.
+        scratch: As there.
         door: As in `start_server`.
     """
     task = None if plan.placement is None else plan.placement.local_task
@@ -118,6 +120,7 @@ def agent_job(  # noqa: PLR0917  # called in one place
         env=env,
         terminals=terminals,
         board=board,
+        scratch=scratch,
         monitor_interval_s=plan.monitor_interval_s,
         role=plan.role,
         signals=list(plan.signals),
@@ -129,17 +132,11 @@ def agent_job(  # noqa: PLR0917  # called in one place
         facts={
             "device": plan.device,
             "profile": str(plan.settings["profile"].value) if "profile" in plan.settings else "",
-            "profile_says": _profile_says(plan),
+            "profile_says": profile_says(plan),
+            "retry": plan.retry,
             "shared_run_dir": str(shared_run_dir),
         },
     )
-
-
-def _profile_says(plan: Plan) -> dict[str, str]:
-    """Return what the plan has from its profile: option or variable to a digest of its value."""
-    options = {name: str(each.value) for name, each in plan.settings.items() if each.origin == "profile"}
-    variables = {f"env.{name}": value for name, value in plan.profile_env.items()}
-    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in (options | variables).items()}
 
 
 def _server_environ(env: Mapping[str, str]) -> dict[str, str]:

@@ -42,6 +42,7 @@ from distrain.supervision.failure import Report, exit_code_of, from_json, to_jso
 from distrain.supervision.logs import Console, PseudoTerminal, tail_lines
 from distrain.supervision.reaping import adopt_orphans, descendants, kill_descendants, reap
 from distrain.supervision.record import RunRecord
+from distrain.supervision.scratch import Scratch
 
 __all__ = ["Supervisor"]
 
@@ -79,7 +80,7 @@ class Supervisor:
         self._began_s = time.monotonic()
         self._console = Console(prefixed=plan.shown.only is None)
         self._terminal: PseudoTerminal | None = None
-        self._vigil = Vigil(plan.nproc, record.rundir, plan.hang_timeout)
+        self._vigil = Vigil(plan.nproc, record.rundir, plan.hang_timeout, foreign=plan.program.foreign)
         self._host = socket.gethostname()
         self._outcome = Outcome(record.rundir, self._vigil)
         self._smoke = SmokeTest(record.rundir, plan.nproc, plan.program.target) if plan.smoke else None
@@ -97,6 +98,7 @@ class Supervisor:
         self._not_retried: str | None = None
         self._agent_pid = 0
         self._agent_report: dict[str, Any] = {}
+        self._scratch = Scratch()
         self._signals = IncomingSignals({*_ENDING, *plan.signals, "SIGWINCH"})
         self._stopped_by: int | None = None
         self._scheduler = SchedulerSignals(plan)
@@ -118,6 +120,7 @@ class Supervisor:
                     self._smoke.note_left({*spare, self._server.pid, self._agent_pid})
             finally:
                 stuck = kill_descendants(spare=spare)
+                self._scratch.remove()
         if self._terminal:
             self._terminal.close()
         self._console.finish()
@@ -162,7 +165,8 @@ class Supervisor:
             self._door.tcp.close()
         attempt = self._record.first_free_attempt()
         board = self._vigil.board
-        job = agent_job(plan, env, self._rundir, self._shared_run_dir, attempt, terminals, board, door)
+        scratch = self._scratch.path
+        job = agent_job(plan, env, self._rundir, self._shared_run_dir, attempt, terminals, board, scratch, door)
         self._control.send("start_agent", job=job)
 
     def _watch(self, wake_fd: int) -> None:
@@ -330,15 +334,20 @@ class Supervisor:
         where = f"run directory {as_typed(self._rundir.root)}"
         took = f"{time.monotonic() - self._began_s:.1f} s"
         failure = self._report or self._outcome.failure()
+        stopped_elsewhere = self._agent_report.get("signal") if self._agent_report.get("outcome") == "ended" else None
+        stopped_by = self._stopped_by or stopped_elsewhere
         if self._outcome.is_preempted():
             status, code = "preempted", EXIT_PREEMPTED
             self._say(
                 f"preempted after {took}, the state is saved; the same --run-dir goes on from there · exit code {code} "
                 f"· {where}"
             )
-        elif self._scheduler.ended_at_start(self._stopped_by, has_begun=self._vigil.has_begun()):
+        elif self._scheduler.ended_at_start(stopped_by, has_begun=self._vigil.has_begun()):
             status, code = "preempted", EXIT_PREEMPTED
-            self._say(f"preempted after {took}, before the first step: nothing to save · exit code {code} · {where}")
+            why = f"{self._agent_report['error']}; " if stopped_elsewhere else ""
+            self._say(
+                f"{why}preempted after {took}, before the first step: nothing to save · exit code {code} · {where}"
+            )
         elif self._stopped_by is not None:
             status, code = "interrupted", 128 + self._stopped_by
             self._say(f"ended by {signal.Signals(self._stopped_by).name} after {took} · {where}")
@@ -349,12 +358,12 @@ class Supervisor:
                 self._say(f"  {line}")
             self._say(f"failed after {took} · {where}")
         elif self._agent_report.get("outcome") == "ended":
-            status, code = "failed", self._agent_report["code"]
+            status, code = "interrupted" if stopped_elsewhere else "failed", self._agent_report["code"]
             if self._agent_report.get("report"):
                 self._show(from_json(self._agent_report["report"]))
             else:
                 self._say(self._agent_report["error"])
-            self._say(f"failed after {took} · exit code {code} · {where}")
+            self._say(f"{'ended' if stopped_elsewhere else 'failed'} after {took} · exit code {code} · {where}")
         elif self._agent_report.get("outcome") == "succeeded":
             status, code = "succeeded", 0
             self._say(f"finished in {took} · {where}")

@@ -60,14 +60,19 @@ class Vigil:
         nproc: Local ranks.
         rundir: The run directory.
         timeout: As for `HangWatch`.
+        foreign: As in `Program`: what gives no stacks, "" for workers that do.
     """
 
-    def __init__(self, nproc: int, rundir: RunDir, timeout: float | Literal["auto"] | None) -> None:
+    def __init__(
+        self, nproc: int, rundir: RunDir, timeout: float | Literal["auto"] | None, *, foreign: str = ""
+    ) -> None:
         self._board: Board | None = None
         with contextlib.suppress(OSError):  # no memory left for it, or no room on the disk: the run does without
             self._board = Board.create(nproc, rundir.heartbeats)
         self._rundir = rundir
         self._timeout = timeout
+        self.why_no_stacks = f"{foreign} gives none" if foreign else ""
+        """Why the workers give no Python stacks, "" when they do."""
         self._attempt = -1
         self._workers: dict[int, _Watched] = {}
         self._watch = HangWatch(timeout)
@@ -178,7 +183,7 @@ class Vigil:
             standstill: Where the ranks of this node stand.
             odd: The odd ranks, also of other nodes.
         """
-        text = stacks.render(standstill.groups, standstill.states, odd)
+        text = stacks.render(standstill.groups, standstill.states, odd, why_none=self.why_no_stacks)
         by_position: dict[str, list[int]] = {}
         for rank, position in sorted(standstill.flights.items()):
             by_position.setdefault(position, []).append(rank)

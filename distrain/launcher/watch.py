@@ -7,6 +7,8 @@ closes without a word of farewell says so at once.
 
     member ──hello(facts), beat, word…──►  head  ──►  word to every other member
            ◄──welcome(time) or refused──
+           ◄──lost── to one that is not heard of, in case it hears
+    anyone ──who──► head ──here(token)──►
 
 Messages are JSON lines. Each side has one thread; what arrives is handed to `on_word(op, message)` in that thread.
 Nothing here needs torch.
@@ -27,12 +29,13 @@ from typing import Any
 
 from distrain.launcher.watch_peer import Peer
 
-__all__ = ["Head", "Member"]
+__all__ = ["Head", "Member", "answers_as"]
 
 OnWord = Callable[[str, Mapping[str, Any]], None]
 Admit = Callable[[Mapping[str, Any]], str | None]
 
 _DRAIN_S = 1.0
+_ASK_S = 2.0
 
 
 @dataclass(kw_only=True)
@@ -120,6 +123,10 @@ class _Watch:
     def _silence(self) -> str:
         return f"has not been heard of for {self.timeout_s:g} s"
 
+    def _what(self, how: str) -> dict[str, Any]:
+        """Return what is told of a peer that is gone; one that is only not heard of may be alive."""
+        return {"how": how, **({"silent": True} if how == self._silence() else {})}
+
     def _read(self, peer: Peer) -> list[dict[str, Any]]:
         messages = peer.receive()
         if messages is None:
@@ -149,15 +156,18 @@ class Head(_Watch):
     """The watch's side on the node where all meet.
 
     Args:
-        on_word: Called with what members say and with `gone` (`token`, `how`) for those that are lost or have left.
+        on_word: Called with what members say and with `gone` (`token`, `how`, and `silent` where it may be alive) for
+            those that are lost or have left.
         timeout_s: As above.
         admit: Asked about the facts of everyone who comes; the text is why they cannot come in.
         address: Where it listens; "" is everywhere, for which interface the others come through, only they know.
+        token: Names this node's agent to whoever asks.
     """
 
-    def __init__(self, *, on_word: OnWord, timeout_s: float, admit: Admit, address: str = "") -> None:
+    def __init__(self, *, on_word: OnWord, timeout_s: float, admit: Admit, address: str = "", token: str = "") -> None:
         super().__init__(on_word=on_word, timeout_s=timeout_s)
         self._admit = admit
+        self._token = token
         self._peers: list[Peer] = []
         self._listener = _listener(address)
         self._listener.setblocking(False)  # noqa: FBT003 - the standard library's
@@ -196,6 +206,8 @@ class Head(_Watch):
             op = message.pop("op")
             if op == "hello" and isinstance(message.get("facts"), dict) and "token" in message["facts"]:
                 self._answer(peer, message)
+            elif op == "who":
+                self._send(peer, "here", token=self._token)
             elif peer.token:
                 peer.left = peer.left or op in ("leave", "done")
                 self._spread(peer, "gone" if op == "leave" else op, {**message, "token": peer.token})
@@ -217,13 +229,14 @@ class Head(_Watch):
     def _gone(self, peer: Peer, how: str) -> None:
         self._peers.remove(peer)
         if peer.token and not peer.left:
-            self._spread(peer, "gone", {"token": peer.token, "how": how})
+            self._spread(peer, "gone", {"token": peer.token, **self._what(how)})
 
     def _beat(self) -> None:
         self.tell("beat")
 
     def _look(self, now: float) -> None:
         for peer in [each for each in self._peers if now - each.heard_s > self.timeout_s]:
+            peer.send("lost")  # it may only have stood still, and must not take this node for the one that is gone
             self._drop(peer)
             self._gone(peer, self._silence())
 
@@ -235,7 +248,7 @@ class Member(_Watch):
     """The watch's side on every other node.
 
     Args:
-        on_word: Called with what others say and with `head_gone` (`how`).
+        on_word: Called with what others say and with `head_gone` (`how`, and `silent` where it may be alive).
         timeout_s: As above.
         address: The head's address.
         port: Its watch's port.
@@ -282,12 +295,19 @@ class Member(_Watch):
     def _take(self, peer: Peer | socket.socket) -> None:
         assert isinstance(peer, Peer)
         for message in self._read(peer):
-            self.on_word(message.pop("op"), message)
+            op = message.pop("op")
+            if op == "lost":
+                self._closing = True
+                self.on_word(
+                    "head_gone", {"how": f"has not heard of this one for {self.timeout_s:g} s", "silent": True}
+                )
+                return
+            self.on_word(op, message)
 
     def _gone(self, peer: Peer, how: str) -> None:
         assert peer is self._head
         self._closing = True
-        self.on_word("head_gone", {"how": how})
+        self.on_word("head_gone", self._what(how))
 
     def _beat(self) -> None:
         self._send(self._head, "beat")
@@ -298,6 +318,21 @@ class Member(_Watch):
 
     def _connected(self) -> list[Peer]:
         return [self._head]
+
+
+def answers_as(token: str, address: str, port: int) -> bool:
+    """Whether a head's watch answers there, and is this one: a port that was its own may be another program's now."""
+    try:
+        with socket.create_connection((address, port), _ASK_S) as sock:
+            peer = Peer(sock=sock, heard_s=time.monotonic())
+            peer.send("who")
+            while (received := peer.receive()) is not None and time.monotonic() < peer.heard_s + _ASK_S:
+                for message in received:
+                    if message["op"] == "here":
+                        return bool(message.get("token") == token)
+    except OSError:
+        pass
+    return False
 
 
 def _listener(address: str) -> socket.socket:

@@ -94,6 +94,7 @@ class WarmWorkers(PContext):
                 stderr=self.stderrs[local_rank],
                 error_file=str(rundir.exception(self._attempt, rank)),
                 stacks_file=str(rundir.stacks(self._attempt, rank)),
+                scratch=f"{job.scratch}/{self._attempt}-{rank}" if job.scratch else "",
                 numa_binding=job.passed.get("numa_binding") or "",
             )
             self._channel.send("spawn", job=worker)

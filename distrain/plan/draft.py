@@ -17,6 +17,8 @@ class Draft:
         found: What was given, by option.
         environ: The environment that the workers inherit, a profile's variables included.
         placement: What a scheduler said about this process, or None.
+        gpus: How many GPUs the workers see; None where only the node can tell.
+        is_ahead: Whether the launch begins later and elsewhere.
         warnings: A line for each setting that is ignored so far.
     """
 
@@ -26,11 +28,15 @@ class Draft:
         *,
         environ: Mapping[str, str],
         placement: Placement | None,
+        gpus: int | None,
+        is_ahead: bool,
         warnings: list[str],
     ) -> None:
         self.found = found
         self.environ = environ
         self.placement = placement
+        self.gpus = gpus
+        self.is_ahead = is_ahead
         self.settings: dict[str, Setting] = {}
         self.warnings = warnings
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from distrain.errors import UsageError, did_you_mean
 from distrain.plan import cluster, detect, profile
+from distrain.plan.ahead import Ahead
 from distrain.plan.cluster import Placement, tpu
 from distrain.plan.draft import Draft
 from distrain.plan.meeting import Meeting, resolve_meeting
@@ -70,6 +71,7 @@ class Plan:
         virtual_local_rank: Whether every worker has local rank 0 and sees its own GPU only.
         placement: What a scheduler said about this process, or None.
         profile_env: Variables for the workers from a profile; those of this shell are stronger.
+        overruled_env: The names of those that are.
         slice_env: Variables by which torch_xla uses one host of a TPU slice alone; they are stronger than the shell's.
         passed: Options that go to torch as they are, by name; None where not given.
         settings: Every value above that a user can set, with its origin.
@@ -98,13 +100,19 @@ class Plan:
     placement: Placement | None = None
     profile_env: Mapping[str, str] = field(default_factory=dict)
     slice_env: Mapping[str, str] = field(default_factory=dict)
+    overruled_env: tuple[str, ...] = ()
     passed: Mapping[str, str | None] = field(default_factory=dict)
     settings: Mapping[str, Setting] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
 def resolve(
-    program: Program, flags: Mapping[str, str] | None = None, *, environ: Mapping[str, str], cwd: Path | None = None
+    program: Program,
+    flags: Mapping[str, str] | None = None,
+    *,
+    environ: Mapping[str, str],
+    cwd: Path | None = None,
+    ahead: Ahead | None = None,
 ) -> Plan:
     """Turn what the command line says into a plan, with what the other sources say beside it.
 
@@ -113,6 +121,8 @@ def resolve(
         flags: Option name to the text of its value, `1` for a flag without one.
         environ: The environment the workers will inherit.
         cwd: The folder that relative paths start from; the current one by default.
+        ahead: What is known of the nodes, for a launch that begins later and elsewhere. Then no accelerator is
+            looked for on this machine; a device that only the node knows is `auto`, a number of ranks 0.
 
     Raises:
         UsageError: A value is not valid, or two contradict each other.
@@ -127,10 +137,14 @@ def resolve(
     # A launch inside a worker is a run of its own: the worker has the scheduler's place already.
     placed = "standalone" not in found and not is_worker(environ)
     profile_env = {} if read is None else {name: each.text for name, each in read.env.items() if name not in environ}
+    here = cluster.find if ahead is None else lambda _: ahead.placement
+    environ_of_workers = {**environ, **profile_env}
     draft = Draft(
         found,
-        environ={**environ, **profile_env},
-        placement=cluster.find(environ) if placed else None,
+        environ=environ_of_workers,
+        placement=here(environ) if placed else None,
+        gpus=detect.visible_gpus(environ_of_workers) if ahead is None else ahead.gpus,
+        is_ahead=ahead is not None,
         warnings=warnings,
     )
     return _Resolution(program, draft, cwd, read, profile_env).plan()
@@ -172,6 +186,12 @@ class _Resolution:
         interval = draft.seconds("monitor_interval", 0.1)
         grace = draft.whole("grace", "a whole number of seconds", least=0, default=GRACE_S)
         hang_timeout = self._hang_timeout()
+        if "hang_timeout" in self.found and hang_timeout is not None and self.program.foreign:
+            said = self.found["hang_timeout"]
+            draft.warnings.append(
+                f"{said.where} ({said.text}): {self.program.foreign} shows progress only through distrain's own "
+                "trainer and distrain.heartbeat()"
+            )
         retry = draft.text("retry", "auto")
         role = draft.text("role", "default")
         smoke = "smoke" in self.found and draft.flag("smoke")  # a plain launch does not speak of it
@@ -202,6 +222,7 @@ class _Resolution:
             placement=draft.placement,
             profile_env=self.profile_env,
             slice_env=alone,
+            overruled_env=() if self.profile is None else tuple(sorted(self.profile.env.keys() - self.profile_env)),
             passed=passed,
             settings=draft.settings,
             warnings=tuple(draft.warnings),
@@ -214,7 +235,7 @@ class _Resolution:
             why = "torch_xla starts the workers"
         elif self.program.kind == "command":
             why = "a command cannot be forked warm"
-        elif self.program.interpreter != sys.executable:
+        elif self.program.foreign:
             why = "PYTHON_EXEC is another interpreter"
         warm = said is None and why == "workers are forked warm"
         if said is None:
@@ -234,7 +255,7 @@ class _Resolution:
             self.draft.note("omp_num_threads", int(first), "profile" if ours else "environment", where)
             return int(first)
         cpus = detect.available_cpus()
-        threads = max(1, cpus // nproc)
+        threads = max(1, cpus // max(1, nproc))
         self.draft.note("omp_num_threads", threads, "detected", f"{cpus} available CPUs ÷ {nproc} local ranks")
         return threads
 
@@ -283,7 +304,7 @@ class _Resolution:
                 passed[name] = self.found[name].text if name in self.found else None
         if passed["log_dir"] is not None:
             passed["log_dir"] = str((self.cwd / passed["log_dir"]).absolute())
-        if passed["numa_binding"] is not None and device != "cuda":
+        if passed["numa_binding"] is not None and device not in ("cuda", "auto"):
             where = self.found["numa_binding"].where
             raise UsageError(f"{where}: processes are bound to the CPUs near their GPU, and the device is {device}.")
         return passed

@@ -41,6 +41,13 @@ class Program:
         return [self.interpreter, "-u", *how, self.target, *self.args]
 
     @property
+    def foreign(self) -> str:
+        """What it is when no line of ours can run ahead of it in its process, in a few words; else ""."""
+        if self.kind == "command":
+            return "a program of --no-python"
+        return "" if self.interpreter == sys.executable else "a program of another interpreter (PYTHON_EXEC)"
+
+    @property
     def name(self) -> str:
         """A short name: the file's stem or the module's last part."""
         if self.kind == "module":

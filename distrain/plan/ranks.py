@@ -15,7 +15,7 @@ DEVICES = ("auto", "cpu", "cuda", "xla")
 
 
 def resolve_ranks(draft: Draft) -> tuple[str, int]:
-    """Return the device and the number of ranks, and note them.
+    """Return the device and the number of ranks, and note them; `auto` and 0 where only the node can tell.
 
     More ranks than GPUs is a mistake where the GPUs were asked for by name. Where they only happen to be there it is
     none: scripts that use gloo start any number of ranks under torchrun.
@@ -26,47 +26,55 @@ def resolve_ranks(draft: Draft) -> tuple[str, int]:
     Raises:
         UsageError: A value is not valid, or the machine does not have what was asked for.
     """
-    gpus = detect.visible_gpus(draft.environ)
+    gpus = draft.gpus
     device = _device(draft, gpus)
     spmd = draft.found.get("xla_spmd")
     if spmd is not None:
-        if device != "xla":
+        if device not in ("xla", "auto"):
             why = f"{device} ({draft.settings['device'].detail})"
             raise UsageError(f"{spmd.where} is for device xla, and the device is {why}. Add --device xla.")
         draft.given("xla_spmd", value=True)
     nproc = _nproc(draft, device, gpus)
-    if device == "cuda" and nproc > gpus:
+    if device == "cuda" and gpus is not None and nproc > gpus:
         have = f"{nproc} ranks for {gpus} visible GPU{'s' * (gpus != 1)}"
         if draft.settings["device"].origin != "detected":
-            raise UsageError(
-                f"{draft.found['nproc'].where}: got {have}; every rank needs a GPU of its own. Use --nproc {gpus} or "
-                "fewer, or --device cpu."
-            )
-        draft.warnings.append(f"{have}: ranks without a GPU of their own work on the CPU only")
+            if gpus or "dry_run" not in draft.found:
+                raise UsageError(
+                    f"{draft.found['nproc'].where}: got {have}; every rank needs a GPU of its own. Use --nproc {gpus} "
+                    "or fewer, or --device cpu."
+                )
+        else:
+            draft.warnings.append(f"{have}: ranks without a GPU of their own work on the CPU only")
     return device, nproc
 
 
-def _device(draft: Draft, gpus: int) -> str:
+def _device(draft: Draft, gpus: int | None) -> str:
     said = draft.found.get("device")
     if said is not None and said.text not in DEVICES:
         raise UsageError(
             f"{said.where}: got {said.text!r}; valid are {', '.join(DEVICES)}.{did_you_mean(said.text, DEVICES)}"
         )
     if said is None or said.text == "auto":
+        if gpus is None:
+            draft.note("device", "auto", "default", "what the node has")
+            return "auto"
         tpu = "" if gpus else detect.tpu(draft.environ)
         device = "cuda" if gpus else "xla" if tpu else "cpu"
         draft.note("device", device, "detected", tpu or f"{gpus} visible GPU{'s' * (gpus != 1)}")
         return device
-    if said.text == "cuda" and not gpus:
-        raise UsageError(
-            f"{said.where} cuda: no NVIDIA GPU is visible here (no /dev/nvidia0, or CUDA_VISIBLE_DEVICES hides "
-            "it). Use --device cpu, or give the container its GPUs."
+    if said.text == "cuda" and gpus == 0:
+        text = (
+            f"{said.where} cuda: no NVIDIA GPU is visible here (no /dev/nvidia0, or CUDA_VISIBLE_DEVICES hides it). "
+            "Use --device cpu, or give the container its GPUs."
         )
+        if "dry_run" not in draft.found:
+            raise UsageError(text)
+        draft.warnings.append(f"a launch on this machine is refused: {text}")  # a plan for another one can be shown
     draft.given("device", said.text)
     return said.text
 
 
-def _nproc(draft: Draft, device: str, gpus: int) -> int:
+def _nproc(draft: Draft, device: str, gpus: int | None) -> int:
     said, placement = draft.found.get("nproc"), draft.placement
     if placement is not None and placement.local_task is not None:
         if said is not None and said.text != "1":
@@ -76,6 +84,8 @@ def _nproc(draft: Draft, device: str, gpus: int) -> int:
             )
         draft.note("nproc", 1, "detected", placement.detail)
         return 1
+    if draft.is_ahead or gpus is None:
+        return _nproc_ahead(draft, said)
     if device == "xla":
         return _nproc_of_xla(draft, said)
     if said is None:
@@ -92,12 +102,25 @@ def _nproc(draft: Draft, device: str, gpus: int) -> int:
             raise UsageError(f"{said.where} gpu: no NVIDIA GPU is visible here. Use --nproc cpu or a number.")
         count = gpus
         draft.given("nproc", count, f"{said.where} {got}: one per visible GPU")
-    elif re.fullmatch(r"[1-9]\d*", got):
-        count = int(got)
-        draft.given("nproc", count)
     else:
-        raise UsageError(f"{said.where}: got {got!r}; give a number of processes of at least 1, or auto, cpu or gpu.")
+        count = _number(said)
+        draft.given("nproc", count)
     return count
+
+
+def _nproc_ahead(draft: Draft, said: Given | None) -> int:
+    """Return the number of ranks where it does not depend on what the node has, else 0."""
+    count = 0 if said is None or said.text in ("auto", "cpu", "gpu") else _number(said)
+    draft.note("nproc", count, "default" if said is None else said.origin, "what the node has" if not count else "")
+    return count
+
+
+def _number(said: Given) -> int:
+    if not re.fullmatch(r"[1-9]\d*", said.text):
+        raise UsageError(
+            f"{said.where}: got {said.text!r}; give a number of processes of at least 1, or auto, cpu or gpu."
+        )
+    return int(said.text)
 
 
 def _nproc_of_xla(draft: Draft, said: Given | None) -> int:

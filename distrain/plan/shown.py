@@ -60,8 +60,8 @@ def resolve_shown(draft: Draft, *, nproc: int, world: int) -> Shown:
 
     Args:
         draft: The plan in the making.
-        nproc: Ranks on this node.
-        world: The most ranks there can be.
+        nproc: Ranks on this node; 0 where it is not known yet.
+        world: The most ranks there can be; 0 likewise.
 
     Raises:
         UsageError: A value is not valid.
@@ -95,7 +95,7 @@ def _ranks(said: Given, world: int) -> frozenset[int] | None:
     if not re.fullmatch(r"\d+(,\d+)*", said.text):
         raise UsageError(f"{said.where}: got {said.text!r}; give all, or ranks separated by commas, such as 0,3.")
     ranks = frozenset(int(part) for part in said.text.split(","))
-    if max(ranks) >= world:
+    if 0 < world <= max(ranks):
         raise UsageError(f"{said.where}: there is no rank {max(ranks)} among {world}; valid are 0 to {world - 1}.")
     return ranks
 
@@ -105,7 +105,7 @@ def _local_ranks(draft: Draft, said: Given, nproc: int) -> frozenset[int]:
     if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", said.text):
         raise UsageError(f"{said.where}: got {said.text!r}; give local ranks separated by commas, such as 0,1.")
     ranks = frozenset(int(part) for part in said.text.split(","))
-    absent = sorted(rank for rank in ranks if rank >= nproc)
+    absent = sorted(rank for rank in ranks if 0 < nproc <= rank)
     if absent:
         names = ", ".join(map(str, absent))
         draft.warnings.append(f"{said.where}: there is no local rank {names} among {nproc}")

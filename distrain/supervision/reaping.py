@@ -9,16 +9,22 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from distrain.supervision.cleaners import cleans_up, socket_folder
+
 __all__ = ["adopt_orphans", "descendants", "die_with_parent", "kill_descendants", "outlive_parent", "reap"]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+
+_CLEANERS_S = 0.5
+"""How long those that clean up behind the others may go on after these."""
 
 
 def _prctl(option: int, value: int) -> None:
@@ -100,6 +106,8 @@ def reap() -> Iterator[tuple[int, int]]:
 def kill_descendants(*, spare: frozenset[int] = frozenset(), deadline_s: float = 10.0) -> list[int]:
     """Kill every descendant of this process and collect them, orphans included after `adopt_orphans()`.
 
+    Those that clean up behind the others are left a moment for it.
+
     Args:
         spare: Descendants that are not ours to kill, by pid.
         deadline_s: How long to wait for the kernel to let them go.
@@ -108,13 +116,24 @@ def kill_descendants(*, spare: frozenset[int] = frozenset(), deadline_s: float =
         The pids that would not go, stuck inside the kernel; almost always none.
     """
     deadline = time.monotonic() + deadline_s
+    others_s = time.monotonic()
+    folders: set[Path] = set()
     while left := [pid for pid in descendants(os.getpid()) if pid not in spare]:
+        cleaners = {pid for pid in left if cleans_up(pid)}
+        folders |= {folder for pid in cleaners if (folder := socket_folder(pid)) is not None}
+        now = time.monotonic()
+        if cleaners != set(left):
+            others_s = now
+        may_clean = cleaners if now - others_s < _CLEANERS_S and now < deadline else set()
         for pid in left:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+            if pid not in may_clean:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
         for _ in reap():
             pass
         if time.monotonic() > deadline:
-            return left
+            break
         time.sleep(0.005)
-    return []
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    return left

@@ -305,7 +305,11 @@ def whereabouts(dump: Dump) -> str:
 
 
 def render(
-    groups: Sequence[Group], states: Mapping[int, ProcessState | None], odd: Collection[int] | None = None
+    groups: Sequence[Group],
+    states: Mapping[int, ProcessState | None],
+    odd: Collection[int] | None = None,
+    *,
+    why_none: str = "",
 ) -> str:
     """Return the stacks of all ranks as text: who stands where, the odd ones named, library frames folded.
 
@@ -315,12 +319,15 @@ def render(
         groups: As `group` returns them.
         states: What each rank's process was doing before it was asked for its stack; may lack ranks.
         odd: The odd ranks, where more is known than these groups; None finds them here.
+        why_none: Why ranks give no stacks, where that is known ahead.
     """
     odd = odd_ones_out(groups) if odd is None else odd
-    return "\n".join(line for each in groups for line in _render_group(each, states, odd=each.ranks[0] in odd))
+    return "\n".join(
+        line for each in groups for line in _render_group(each, states, odd=each.ranks[0] in odd, why_none=why_none)
+    )
 
 
-def _render_group(each: Group, states: Mapping[int, ProcessState | None], *, odd: bool) -> Iterator[str]:
+def _render_group(each: Group, states: Mapping[int, ProcessState | None], *, odd: bool, why_none: str) -> Iterator[str]:
     known = [state for rank in each.ranks if (state := states.get(rank))]
     words = dict.fromkeys(state.words for state in known if odd or state.state != "S")
     title = ranks_in_words(each.ranks) + (
@@ -330,7 +337,7 @@ def _render_group(each: Group, states: Mapping[int, ProcessState | None], *, odd
     doing = _doing(each.dump)
     yield f"{title}, {doing}:" if doing else f"{title}:"
     if each.dump is None or not each.dump.threads:
-        yield "  no Python stack was given"
+        yield f"  no Python stack was given{f': {why_none}' if why_none else ''}"
         return
     if each.dump.fatal:
         yield f"  {each.dump.fatal}"

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from distrain.runtime import current_world, from_main, gather_on_main, rank_and_
 from distrain.supervision import heartbeat
 from distrain.training import checkpoint_files, incarnations
 from distrain.training.checks import positive_int
+from distrain.training.data import ShardedDataLoader
 from distrain.training.progress import place_of
 from distrain.training.random_state import random_state, set_random_state
 from distrain.training.stopping import StopOnSignals
@@ -103,6 +103,7 @@ class Checkpointer:
         when the checkpoint was a finished run of 3. A checkpoint that cannot be read is set aside with a warning, and
         the one before it is taken. Where the world size is the same, each rank gets back its own random states
         and what it had in the trainer's state dict; else all get rank 0's, and start with random states of their own.
+        Iterations are then counted anew: what is done of an epoch is as much of it as before, of its new length.
 
         Args:
             trainer: The trainer; its progress, `state.scaler` and `state.apex` are saved by themselves. So is
@@ -184,6 +185,7 @@ class Checkpointer:
         """Have this launch be the one that may write here, from the beginning of a run on."""
         if rank_and_size()[0] == 0:
             self._incarnation = incarnations.claim(self.directory)
+            checkpoint_files.remove_drafts(self.directory, self._incarnation)
 
     def _save_inside_epoch(self, trainer: Engine) -> None:
         if not self._is_stopping() and place_of(trainer)[1] != 0:  # else the epoch's end saves
@@ -225,8 +227,6 @@ class Checkpointer:
     def _newest_whole(self) -> Path | None:
         if not self.directory.is_dir():
             return None
-        for leftover in self.directory.glob(f"{checkpoint_files.DRAFT}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
         candidates = checkpoint_files.in_order(self.directory)
         for path in reversed(candidates):
             problem = checkpoint_files.problem_of(path)
@@ -234,7 +234,10 @@ class Checkpointer:
                 self._number = (checkpoint_order(path) or (0, 0))[1]
                 return path
             aside = path.with_name(f"{DAMAGED}{path.name}-{secrets.token_hex(3)}")
-            os.rename(path, aside)
+            try:
+                os.rename(path, aside)
+            except FileNotFoundError:  # a run that lives has removed it, and has newer ones
+                return self._newest_whole()
             warnings.warn(
                 f"The checkpoint {path} is damaged ({problem}). It was set aside as {aside.name}; the one before it is "
                 "taken.",
@@ -303,12 +306,17 @@ class Checkpointer:
         progress[goal] = getattr(state, goal)
         done, inside = meta["place"]
         then, now = meta["epoch_length"], state.epoch_length
-        if now is not None and then is not None and now != then:
+        had = _had_of_divided(state.dataloader, now) if inside else None
+        if had is not None and (had, now) != (inside, then):
+            inside = had
+            progress = _without_random_states({**progress, "iteration": done * now + had, "epoch_length": now})
+        elif had is None and now is not None and then is not None and now != then:
             if inside:
                 raise CheckpointError(
                     f"The checkpoint was taken inside an epoch, after {inside} of its {then} iterations, and an epoch "
-                    f"has {now} now (world size {meta['world_size']} then, {rank_and_size()[1]} now). Start with the "
-                    "former sizes, or from a checkpoint taken at the end of an epoch."
+                    f"has {now} now (world size {meta['world_size']} then, {rank_and_size()[1]} now). Attach the "
+                    "loader, one of distrain.dataloader: it divides what is left. Or go on with the former sizes, or "
+                    "from a checkpoint taken at the end of an epoch."
                 )
             progress["iteration"] = done * now
             progress["epoch_length"] = now
@@ -320,7 +328,13 @@ class Checkpointer:
 
     def _prune(self) -> None:
         for path in checkpoint_files.in_order(self.directory)[: -self.keep]:
-            shutil.rmtree(path, ignore_errors=True)
+            checkpoint_files.remove(path, self._incarnation)
+
+
+def _had_of_divided(data: Any, epoch_length: int | None) -> int | None:
+    """Return how many iterations an epoch counts as had that a loader has divided anew; None where it has not."""
+    is_ours = isinstance(data, ShardedDataLoader) and data.is_divided_anew and len(data) == epoch_length
+    return data.position if is_ours else None
 
 
 def _without_random_states(progress: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,16 @@
-"""The files of checkpoints: written whole or not at all, checked by their checksums, kept in order."""
+"""The files of checkpoints: written whole or not at all, checked by their checksums, kept in order.
+
+A draft has the number of its launch in its name (`incarnations`): `.draft-2-step-00000100-1f2e3d`. Whether its writer
+lives cannot be seen from another host; that a later launch may write here instead, or that this launch has started its
+ranks again, can.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import zipfile
@@ -17,11 +24,13 @@ from distrain.errors import CheckpointError, SupersededError
 from distrain.rundir import CHECKPOINT_META, checkpoint_order, step_of
 from distrain.training import incarnations
 
-__all__ = ["DRAFT", "FORMAT", "in_order", "problem_of", "read", "write"]
+__all__ = ["FORMAT", "in_order", "problem_of", "read", "remove", "remove_drafts", "write"]
 
 STATE, META = "state.pt", CHECKPOINT_META
 DRAFT = ".draft-"
 FORMAT = 2
+
+_NUMBERED = re.compile(rf"{re.escape(DRAFT)}(\d+)-")
 
 
 def in_order(directory: Path) -> list[Path]:
@@ -79,15 +88,15 @@ def write(path: Path, content: dict[str, Any], meta: dict[str, Any]) -> None:
         CheckpointError: It could not be written. Those before it are untouched.
         SupersededError: Another launch trains in the same directory since.
     """
-    draft = path.with_name(f"{DRAFT}{path.name}-{os.getpid()}-{secrets.token_hex(3)}")
+    incarnation = meta["incarnation"]
+    draft = _draft(path, incarnation)
     try:
         draft.mkdir(parents=True)
         _write_file(draft / STATE, lambda file: torch.save(content, file))
         _write_file(draft / META, lambda file: file.write(json.dumps(meta, indent=2).encode()))
         _sync_directory(draft)
-        incarnations.check(path.parent, meta["incarnation"])
-        if path.exists():  # taken earlier, before the run went back or changed its world size
-            os.rename(path, path.with_name(f"{DRAFT}{path.name}-old-{secrets.token_hex(3)}"))
+        incarnations.check(path.parent, incarnation)
+        before = _set_aside(path, incarnation)  # taken earlier, before the run went back or changed its world size
         os.rename(draft, path)
         _sync_directory(path.parent)
     except SupersededError:
@@ -95,13 +104,57 @@ def write(path: Path, content: dict[str, Any], meta: dict[str, Any]) -> None:
         raise
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         shutil.rmtree(draft, ignore_errors=True)
+        incarnations.check(path.parent, incarnation)  # the other launch has removed the draft
         raise CheckpointError(
             f"The checkpoint {path} could not be written: {error}. The earlier ones are untouched. Free some space or "
             "check the permissions, then start again with the same run directory to go on from the newest; a smaller "
             "keep needs less space."
         ) from error
-    for old in path.parent.glob(f"{DRAFT}{path.name}-old-*"):
-        shutil.rmtree(old, ignore_errors=True)
+    if before is not None:
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def remove(path: Path, incarnation: int) -> None:
+    """Remove a checkpoint: it loses its name first, so that nobody finds half of it.
+
+    Args:
+        path: The checkpoint.
+        incarnation: The number of the launch that removes it.
+    """
+    with contextlib.suppress(OSError):
+        aside = _set_aside(path, incarnation)
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_drafts(directory: Path, incarnation: int) -> None:
+    """Remove what writers that were stopped have left, when the ranks of a launch begin to train.
+
+    Drafts of earlier launches cannot become checkpoints any more, whether their writers live or not; those of the same
+    launch are from before it started its ranks again. Those of later launches stay.
+
+    Args:
+        directory: The checkpoint directory.
+        incarnation: The number of the launch.
+    """
+    for path in directory.glob(f"{DRAFT}*"):
+        numbered = _NUMBERED.match(path.name)
+        if numbered is None or int(numbered[1]) <= incarnation:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _draft(path: Path, incarnation: int) -> Path:
+    return path.with_name(f"{DRAFT}{incarnation}-{path.name}-{secrets.token_hex(3)}")
+
+
+def _set_aside(path: Path, incarnation: int) -> Path | None:
+    """Rename a checkpoint as a draft is named; return its new path, None where there was none."""
+    aside = _draft(path, incarnation)
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return None
+    return aside
 
 
 def _write_file(path: Path, fill: Callable[[Any], object]) -> None:

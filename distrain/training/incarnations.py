@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from distrain.errors import CheckpointError, SupersededError
+from distrain.rundir import write_once
 from distrain.runtime.environment import launch_id, scheduler_job
 
 __all__ = ["check", "claim"]
@@ -56,7 +57,7 @@ def claim(directory: Path) -> int:
             for number in found if launch_id() else ():
                 if _told(folder, number).get("launch") == mine["launch"]:
                     check(directory, number)
-            if _make(folder, newest + 1, mine):
+            if write_once(folder / f"{newest + 1:08d}.json", json.dumps(mine)):
                 return newest + 1
     except OSError as error:
         raise CheckpointError(
@@ -102,31 +103,6 @@ def _told(folder: Path, number: int) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return told if isinstance(told, dict) else {}
-
-
-def _make(folder: Path, number: int, content: dict[str, Any]) -> bool:
-    """Make the file of a number, whole from the first moment; return whether it was not there."""
-    draft = folder / f".{number}-{secrets.token_hex(4)}"
-    draft.write_text(json.dumps(content))
-    target = folder / f"{number:08d}.json"
-    try:
-        os.link(draft, target)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without hard links: then it may be read while it is still empty
-        return _make_in_place(target, content)
-    finally:
-        draft.unlink()
-    return True
-
-
-def _make_in_place(target: Path, content: dict[str, Any]) -> bool:
-    try:
-        with open(target, "x") as file:
-            file.write(json.dumps(content))
-    except FileExistsError:
-        return False
-    return True
 
 
 @functools.cache

@@ -1,14 +1,36 @@
-"""Which samples a rank sees, in which batches: pure arithmetic, and the sampler that a DataLoader asks."""
+"""Which samples a rank sees, in which batches: pure arithmetic, and the sampler that a DataLoader asks.
+
+An epoch may be divided anew in its middle, when a run goes on with another number of ranks or another batch size: what
+the stretches before have left is divided as an epoch of its own.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.utils.data import Sampler
 
-__all__ = ["ShardSampler", "batch_sizes", "mixed_seed"]
+__all__ = ["ShardSampler", "Stretch", "batch_sizes", "left_after", "mixed_seed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """A part of an epoch that is over, and how it was divided.
+
+    Args:
+        world_size: Number of ranks.
+        batch_size: Samples in a full batch of one rank.
+        drop_last: See `batch_sizes`.
+        num_batches: How many batches each rank had of it.
+    """
+
+    world_size: int
+    batch_size: int
+    drop_last: bool
+    num_batches: int
 
 
 def batch_sizes(num_samples: int, batch_size: int, rank: int, world_size: int, *, drop_last: bool) -> list[int]:
@@ -52,6 +74,42 @@ def batch_sizes(num_samples: int, batch_size: int, rank: int, world_size: int, *
     return [batch_size] * (num_batches - 2) + [batch_size - 1, 1]
 
 
+def left_after(num_samples: int, stretches: Sequence[Stretch]) -> torch.Tensor:
+    """Return the places in an epoch's order that are left after some stretches, in order, of shape (left,).
+
+    Args:
+        num_samples: Samples in the data set.
+        stretches: What the epoch had so far.
+    """
+    left = torch.arange(num_samples)
+    for stretch in stretches:
+        num_full = stretch.num_batches * stretch.batch_size * stretch.world_size
+        left = left[: _divisible(len(left), stretch.batch_size, stretch.world_size, drop_last=stretch.drop_last)]
+        if num_full + 2 * stretch.batch_size * stretch.world_size <= len(left):  # all ranks' batches were full ones
+            left = left[num_full:]
+            continue
+        ranks = []
+        for rank in range(stretch.world_size):
+            sizes = _sizes_of_rest(len(left), stretch.batch_size, rank, stretch.world_size, drop_last=stretch.drop_last)
+            ranks.append(left[rank :: stretch.world_size][sum(sizes[: stretch.num_batches]) :])
+        left = torch.cat(ranks).sort().values
+    return left
+
+
+def _divisible(num_samples: int, batch_size: int, world_size: int, *, drop_last: bool) -> int:
+    """Return how many of the samples that an epoch has left can be divided; less than one for each rank is over."""
+    if drop_last:
+        return num_samples - num_samples % (batch_size * world_size)
+    longest = -(-num_samples // world_size)
+    is_spread = num_samples // world_size >= -(-longest // batch_size)
+    return num_samples if is_spread else num_samples - num_samples % world_size
+
+
+def _sizes_of_rest(num_samples: int, batch_size: int, rank: int, world_size: int, *, drop_last: bool) -> list[int]:
+    num_samples = _divisible(num_samples, batch_size, world_size, drop_last=drop_last)
+    return batch_sizes(num_samples, batch_size, rank, world_size, drop_last=drop_last) if num_samples else []
+
+
 def mixed_seed(*parts: int) -> int:
     """Return a seed made of several numbers, so that (seed 0, epoch 1) and (seed 1, epoch 0) have nothing in common.
 
@@ -67,7 +125,7 @@ class ShardSampler(Sampler[list[int]]):
 
     The order of an epoch is a permutation of the whole data set that depends on the seed and the epoch only; rank r
     of W takes its samples r, r + W, r + 2 W, … So the ranks' shards are disjoint, and the order does not depend on
-    who else is there.
+    who else is there. Of an epoch that was divided otherwise so far (`stretches`) the rest is divided so.
 
     Args:
         num_samples: Samples in the data set.
@@ -99,10 +157,19 @@ class ShardSampler(Sampler[list[int]]):
         self.seed = seed
         self.epoch = 0
         self.first_batch = 0
+        self.stretches: tuple[Stretch, ...] = ()
         self._sizes = batch_sizes(num_samples, batch_size, rank, world_size, drop_last=drop_last)
 
     def __len__(self) -> int:
+        """Return how many batches a whole epoch has."""
         return len(self._sizes)
+
+    def num_batches_after(self, stretches: Sequence[Stretch]) -> int:
+        """Return how many batches the rest of an epoch has, after some stretches."""
+        return len(self._sizes_after(len(left_after(self.num_samples, stretches))))
+
+    def _sizes_after(self, num_left: int) -> list[int]:
+        return _sizes_of_rest(num_left, self.batch_size, self.rank, self.world_size, drop_last=self.drop_last)
 
     def __iter__(self) -> Iterator[list[int]]:
         if self.shuffle:
@@ -110,8 +177,13 @@ class ShardSampler(Sampler[list[int]]):
             order = torch.randperm(self.num_samples, generator=generator)
         else:
             order = torch.arange(self.num_samples)
+        sizes = self._sizes
+        if self.stretches:
+            order = order[left_after(self.num_samples, self.stretches)]
+            sizes = self._sizes_after(len(order))
+            order = order[: _divisible(len(order), self.batch_size, self.world_size, drop_last=self.drop_last)]
         shard = order[self.rank :: self.world_size]
-        start = sum(self._sizes[: self.first_batch])
-        for size in self._sizes[self.first_batch :]:
+        start = sum(sizes[: self.first_batch])
+        for size in sizes[self.first_batch :]:
             yield shard[start : start + size].tolist()
             start += size

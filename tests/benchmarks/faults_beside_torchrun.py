@@ -29,7 +29,8 @@ DEADLINE_S = 150
 def command(launcher: str, case: Case, nproc: int) -> list[str]:
     script = [str(PROGRAM), case.name, case.struck(nproc)]
     if launcher == "torchrun":
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}", *script]
+        options = ["--standalone", f"--nproc-per-node={nproc}", "--log-dir=logs"]  # else in the temporary folder
+        return [sys.executable, "-m", "torch.distributed.run", *options, *script]
     return [sys.executable, "-m", "distrain", "launch", "--nproc", str(nproc), "--device", "cpu", *script]
 
 

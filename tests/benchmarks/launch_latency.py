@@ -83,7 +83,12 @@ class Reading:
 def command(launcher: str, size: int, folder: Path) -> list[str]:
     script = [str(folder / "train.py"), str(folder)]
     if launcher == "torchrun":
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}", *script]
+        options = [
+            "--standalone",
+            f"--nproc-per-node={size}",
+            f"--log-dir={folder}/logs",
+        ]  # else in the temporary folder
+        return [sys.executable, "-m", "torch.distributed.run", *options, *script]
     options = ["--nproc", str(size), "--device", "cpu", "--run-dir", str(folder / "run")]
     return [sys.executable, "-m", "distrain", "launch", *options, *script]
 

@@ -68,7 +68,8 @@ STEADY_S = 30.0
 
 def command(launcher: str, size: int, *script: str) -> list[str]:
     if launcher == "torchrun":
-        words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}", "--max-restarts=1"]
+        options = [f"--nproc-per-node={size}", "--max-restarts=1", "--log-dir=logs"]  # else in the temporary folder
+        words = ["-m", "torch.distributed.run", "--standalone", *options]
     else:
         words = ["-m", "distrain", "launch", "--nproc", str(size), "--device", "cpu", "--max-restarts", "1"]
     return [sys.executable, *words, *script]

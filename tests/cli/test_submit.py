@@ -106,6 +106,12 @@ def test_nothing_of_torch_is_imported():
         (["submit", "slurm", "--name", "a/b", "train.py"], "--name: got 'a/b'"),
         (["submit", "slurm", "--dry-run", "--json", "train.py"], "a batch script is text"),
         (["submit", "slurm", "--partition", "a\nb", "train.py"], "holds a line break"),
+        (["submit", "slurm", "--time", "4h", "train.py"], "--time: got '4h'; give minutes, hours:minutes:seconds"),
+        (["submit", "slurm", "--nodes", "two", "train.py"], "--nodes: got 'two'; give a number of nodes"),
+        (["submit", "slurm", "--dry-run", "--hang-timeout", "foo", "train.py"], "--hang-timeout: got 'foo'; give auto"),
+        (["submit", "slurm", "--nnodes", "4", "train.py"], "--nnodes: got '4', and the allocation has 1 (--nodes 1)"),
+        (["submit", "slurm", "--nodes", "2", "--node-rank", "0", "train.py"], "--node-rank: got 0, and every node of"),
+        (["submit", "slurm", "--profile", "none", "train.py"], "--profile: there is no profile 'none'; known here are"),
         (["requeue"], "no run directory: set DISTRAIN_RUN_DIR"),
         (["requeue", "--run-dir", "none"], "the run directory none does not exist"),
         (["requeue", "--run-dir", "."], "SLURM_JOB_ID is not set: distrain requeue belongs into a batch script"),
@@ -119,6 +125,13 @@ def test_mistakes_are_said_in_one_line(capsys, monkeypatch, argv, said):
     err = capsys.readouterr().err
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_what_the_launch_would_warn_of_is_said_beside_the_script(capfdbinary):
+    assert main(["submit", "slurm", "--dry-run", "--gpus-per-node", "4", "--nproc", "8", "train.py"]) == 0
+    out, err = capfdbinary.readouterr()
+    assert b"distrain: warning: 8 ranks for 4 visible GPUs: ranks without a GPU of their own" in err
+    assert out.startswith(b"#!/bin/bash")
 
 
 def test_outside_of_slurms_commands_a_job_is_not_queued_again(capsys, monkeypatch, tmp_path):

@@ -57,6 +57,21 @@ def test_profiles_of_one_name_that_set_different_things_are_named_key_by_key():
     ]
 
 
+def test_what_would_end_the_run_otherwise_on_one_node_is_refused():
+    text = "is {} on node 0 (host h0) and {} on node 1 (host h1)"
+    assert misfit(NODE, replace(OTHER, max_restarts=3)) == "--max-restarts " + text.format(0, 3)
+    assert misfit(NODE, replace(OTHER, retry="always")) == "--retry " + text.format("auto", "always")
+
+
+def test_a_variable_of_the_profile_that_matters_is_refused_whatever_the_profiles_are_called():
+    one = replace(NODE, profile="gpu-8", profile_says={"env.NCCL_ALGO": "Ring"})
+    for profile, says, value in (("gpu-8", {"env.NCCL_ALGO": "Tree"}, "Tree"), ("", {}, "not set")):
+        assert misfit(one, replace(OTHER, profile=profile, profile_says=says)) == (
+            f"NCCL_ALGO in the profile is Ring on node 0 (host h0) and {value} on node 1 (host h1)"
+        )
+    assert misfit(one, replace(OTHER, profile_says={"env.NCCL_ALGO": "Tree"}, torch="2.12.0")).startswith("torch is ")
+
+
 def test_clocks():
     assert clock_warning(NODE, OTHER, 29.0) is None
     assert "31 s ahead of" in clock_warning(NODE, OTHER, 31.0)

@@ -209,6 +209,11 @@ ALLOWED: list[tuple[str, Callable[[Any, Any], bool], str]] = [
         lambda a, b: (a, b) == ([0, 0], [0, 1]),
         "each optimizer's step is seen, so that a hang is",
     ),
+    (
+        r"torch_process\.multiprocessing\.config",
+        lambda a, b: b == [*a, "tempdir"],
+        "the sockets of multiprocessing lie in a folder that goes with the run",
+    ),
     (r"process\.prctl\.parent death signal", lambda a, b: (a, b) == (0, 9), "a worker never outlives the launcher"),
 ]
 
@@ -347,6 +352,19 @@ def test_a_worker_sees_what_it_sees_under_torchrun(observatory: Observatory, cas
     assert "error" not in theirs[0][section], theirs[0][section]
 
 
+@pytest.mark.deep
+def test_a_plain_interpreter_has_imported_little_that_torch_would_not(observatory: Observatory) -> None:
+    """No torch ahead of the program, and of the standard library hardly a module whose name the program could want."""
+    theirs, ours = observatory.ranks("torchrun", "cold"), observatory.ranks("distrain", "cold")
+    added = {*ours[0]["modules"]["early"]} - {*theirs[0]["modules"]["early"]}
+    assert "distrain.launcher.plain" in added
+    program = "import json, sys, torch, setproctitle; print(json.dumps(sorted(sys.modules)))"
+    allowed = {*json.loads(run([sys.executable, "-c", program], env=BARE).check().stdout)}
+    others = {name for name in added - allowed if not name.startswith("distrain")}
+    assert others <= {"faulthandler", "sysconfig"}
+    assert [name for name in added if name.partition(".")[0] in {"torch", "numpy"}] == []
+
+
 @pytest.mark.parametrize("launcher", ["torchrun", "distrain"])
 def test_what_must_be_distinct_is(observatory: Observatory, launcher: str) -> None:
     """The hash seed is the exception: a fork server gives it to all its workers, a fresh interpreter draws it."""
@@ -425,10 +443,12 @@ class Endings:
 
     Args:
         folder: Where the traces go.
+        options: How it is launched.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options: Sequence[str]) -> None:
         self._folder = folder
+        self._options = options
         with concurrent.futures.ThreadPoolExecutor(3) as pool:
             self.plain = dict(zip(ENDINGS, pool.map(self._plain, ENDINGS), strict=True))
         self.failing = [name for name, end in self.plain.items() if end.exit_code != 0]
@@ -463,7 +483,8 @@ class Endings:
     def _launch(self, names: Sequence[str], what: str, *options: str) -> tuple[Path, Path]:
         out, rundir = self._folder / what, self._folder / f"{what}-run"
         out.mkdir()
-        command = [*DISTRAIN, *options, "--run-dir", str(rundir), str(PROBE / "endings.py"), ",".join(names), str(out)]
+        words = [str(PROBE / "endings.py"), ",".join(names), str(out)]
+        command = [*DISTRAIN, *self._options, *options, "--run-dir", str(rundir), *words]
         launch(command, env={**BARE, **THREADS}, cwd=PROBE, deadline_s=200)
         return out, rundir
 
@@ -490,9 +511,9 @@ class Endings:
         )
 
 
-@pytest.fixture(scope="module")
-def endings(tmp_path_factory: pytest.TempPathFactory) -> Endings:
-    return Endings(tmp_path_factory.mktemp("endings"))
+@pytest.fixture(scope="module", params=["warm", "--no-fork-server"])
+def endings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Endings:
+    return Endings(tmp_path_factory.mktemp("endings"), [] if request.param == "warm" else [request.param])
 
 
 @pytest.mark.deep

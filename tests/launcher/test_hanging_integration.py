@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+import sys
 import time
 
 import pytest
@@ -27,6 +29,7 @@ class Data:
 def lock():
     mutex = threading.Lock()
     mutex.acquire()
+    print("in the lock", flush=True)
     mutex.acquire()
 
 def stop():
@@ -116,6 +119,38 @@ def test_a_hang_is_noticed_in_time_and_the_right_rank_named(tmp_path, train, how
     if how == "lock":
         assert f"\nranks 0, 2, by torch's flight recorder: at collective {numbers[0]} (gloo:all_reduce)\n" in stacks
     assert WHERE[how] in stacks[stacks.index("rank 1, the odd") :]
+
+
+@pytest.mark.deep
+def test_a_rank_of_a_plain_interpreter_is_seen_as_a_forked_one_is(tmp_path, train):
+    """SIGQUIT shows its stack, its steps are the heartbeats, and it is named when it hangs: without a change to it."""
+    with start(train, "lock", "--no-fork-server", cwd=tmp_path) as live:
+        live.wait_for_output("in the lock", 1)
+        live.process.send_signal(signal.SIGQUIT)
+        live.wait_for("stacks")
+        asked = live.printed()
+        code, _, err = live.end()
+    assert "in lock\n    mutex.acquire()" in asked
+    assert "no Python stack" not in asked
+    assert code == 124
+    report = err[err.index("root cause: ") :]
+    assert re.match(r"root cause: rank 1 on \S+: Hang: no step for \d+ s; it stood in lock \(line", report), report
+    assert "\n  rank 1, pid" in report
+    assert "· after step 6 ·" in report
+    assert (live.run_dir / "attempt-0" / "rank-1" / "flight.json").exists()
+
+
+def test_of_a_foreign_program_no_stack_is_expected_and_that_is_said(tmp_path):
+    """It shows that it moves by distrain.heartbeat() alone."""
+    (tmp_path / "train.py").write_text("import time, distrain\ndistrain.heartbeat()\ntime.sleep(60)\n")
+    options = ("--nproc", "1", "--device", "cpu", "--hang-timeout", "1", "--no-python")
+    with launching(*options, sys.executable, "train.py", cwd=tmp_path) as live:
+        code, _, err = live.end()
+    assert code == 124
+    why = "a program of --no-python"
+    assert f"--hang-timeout (1): {why} shows progress only through distrain's own trainer and" in err
+    assert f"\n  no Python stack was given: {why} gives none\n" in err
+    assert f": Hang: no step for 1 s; no Python stack: {why} gives none\n" in err, err
 
 
 @pytest.mark.deep

@@ -22,10 +22,10 @@ def test_the_node_where_all_meet_says_that_it_was_the_one_that_ended_well():
     )
     try:
         joining = Joining.__new__(Joining)  # without a rendezvous
-        joining._nodes = None
         membership = SimpleNamespace(finished=lambda: None, check=lambda: None)
         facts = SimpleNamespace(token="head")
-        joining._place = SimpleNamespace(membership=membership, watch=head, facts=facts, is_head=False)
+        place = SimpleNamespace(membership=membership, watch=head, facts=facts, is_head=False)
+        joining._nodes = SimpleNamespace(place=place, holds_store=False)
         joining.succeeded()
         wait_until(lambda: heard, 5, what="the word")
     finally:

@@ -51,6 +51,24 @@ def test_with_too_few_left_the_run_ends(said):
     assert membership.seen.is_set()
 
 
+@pytest.mark.parametrize("is_settled", [True, False])
+def test_a_run_that_ends_because_a_node_was_stopped_ends_with_its_code(said, is_settled):
+    membership = make(said, min_nodes=3, members=(NODE, OTHER, THIRD) if is_settled else ())
+    membership.take("gone", {"token": "b", "how": "was ended by SIGTERM", "signal": 15})
+    membership.began(0, [NODE, OTHER, THIRD])
+    with pytest.raises(EndedElsewhereError, match=r"node 1 \(host h1\) was ended by SIGTERM; 2 nodes left") as caught:
+        membership.check()
+    assert (caught.value.exit_code, caught.value.signal) == (143, 15)
+
+
+def test_a_head_that_was_stopped_gives_its_code_to_all(said):
+    membership = make(said)
+    membership.take("head_gone", {"how": "was ended by SIGINT", "signal": 2})
+    with pytest.raises(EndedElsewhereError) as caught:
+        membership.check()
+    assert caught.value.exit_code == 130
+
+
 def test_a_node_that_went_while_the_round_was_being_settled_counts(said):
     membership = make(said, members=())
     membership.take("gone", {"token": "b", "how": "has gone"})
@@ -68,6 +86,59 @@ def test_the_head_takes_the_run_with_it_unless_the_ranks_have_finished(said):
     membership.take("head_gone", {"how": "has gone"})
     with pytest.raises(EndedElsewhereError, match="has gone; the nodes meet there"):
         membership.check()
+
+
+def led_by_another(said, **options) -> Membership:
+    """Return what node 1 makes of it, which meets the others at node 0 and could meet them elsewhere."""
+    membership = Membership(OTHER, options.get("min_nodes", 1), lambda text, **_: said.append(text))
+    membership.meets_at(OTHER, NODE)
+    membership.can_move = True
+    if options.get("has_begun", True):
+        membership.began(0, [NODE, OTHER, THIRD])
+    return membership
+
+
+def test_who_is_left_of_an_elastic_run_goes_on_without_the_head(said):
+    membership = led_by_another(said)
+    assert membership.head_token == "a"
+    membership.take("head_gone", {"how": "has gone"})
+    membership.check()
+    assert membership.changed()
+    assert membership.is_head_gone
+    assert not membership.may_head_live
+    assert membership.heirs() == [OTHER, THIRD]
+    assert said == ["node 0 (host h0) has gone; going on with 2 nodes"]
+    membership.meets_at(OTHER, THIRD)
+    assert not membership.is_head_gone
+
+
+def test_a_head_that_is_not_heard_of_may_live(said):
+    membership = led_by_another(said)
+    membership.take("head_gone", {"how": "is silent", "silent": True})
+    assert membership.may_head_live
+    assert said == ["node 0 (host h0) is silent; going on with 2 nodes, unless it has the run"]
+
+
+@pytest.mark.parametrize("lacking", [{"min_nodes": 3}, {"has_begun": False}])
+def test_without_enough_nodes_or_before_the_first_round_the_head_takes_the_run_with_it(said, lacking):
+    membership = led_by_another(said, **lacking)
+    membership.take("head_gone", {"how": "has gone"})
+    with pytest.raises(EndedElsewhereError, match=r"node 0 \(host h0\) has gone; "):
+        membership.check()
+
+
+def test_a_node_that_was_cut_off_comes_back_as_another_and_to_one_that_it_knew_as_gone(said):
+    head, member, again = make(said), led_by_another(said), OTHER.anew()
+    head.take("gone", {"token": "b", "how": "is silent", "silent": True})
+    assert head.num_silent() == 1
+    assert head.heirs() == [NODE, THIRD]
+    assert head.admit(hello(again), 0.0) is None
+    member.take("head_gone", {"how": "is silent", "silent": True})
+    member.meets_at(again, NODE)
+    for each in (head, member):
+        each.began(1, [NODE, again, THIRD])
+        assert not each.changed()
+        assert each.num_silent() == 0
 
 
 def test_the_first_to_fail_is_no_collateral(said):

@@ -51,6 +51,44 @@ def test_a_name_that_does_not_resolve():
         open_door(host="no.such.host.invalid", node_rank=1)
 
 
+def test_a_name_that_does_not_resolve_is_told_while_it_is_asked_for_again():
+    said = []
+    where = meeting(host="no.such.host.invalid", node_rank=1)
+    with pytest.raises(UsageError, match=r"'no\.such\.host\.invalid' does not resolve on "):
+        precheck.open_door(where, pytest.fail, say=said.append, patience_s=1.2)
+    (line,) = said
+    assert line.startswith("node 1: 'no.such.host.invalid', where the nodes are to meet, does not resolve on ")
+    assert line.endswith("; trying for 1.2 s")
+
+
+@pytest.mark.parametrize("error", [socket.EAI_NONAME, socket.EAI_AGAIN])
+def test_a_name_is_taken_once_a_fake_resolver_has_it(monkeypatch, error):
+    answers = [socket.gaierror(error, "not yet")] * 2
+    real = socket.getaddrinfo
+
+    def fake(host, *more, **options):
+        if answers:
+            raise answers.pop()
+        return real("127.0.0.1", *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", fake)
+    where = meeting(host="late", node_rank=1)
+    assert precheck.await_name(where, pytest.fail, patience_s=60) == ["127.0.0.1"]
+    assert not answers
+
+
+def test_what_can_never_be_a_name_is_not_asked_for_again():
+    with pytest.raises(UsageError, match=r"'a\.\.b' does not resolve on .*not a valid name"):
+        precheck.await_name(meeting(host="a..b"), pytest.fail, patience_s=60)
+
+
+def test_how_long_a_name_is_asked_for():
+    pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    assert precheck.name_patience_s(meeting(), {}) == precheck.NAME_PATIENCE_S
+    assert precheck.name_patience_s(meeting(), pod) == precheck.JOIN_TIMEOUT_S
+    assert precheck.name_patience_s(meeting(conf={"join_timeout": "7"}), {}) == 7
+
+
 def test_the_port_is_held_and_nobody_answers_there_yet():
     door = open_door(port=free_port())
     port = door.tcp.getsockname()[1]

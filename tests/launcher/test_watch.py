@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from distrain.launcher.watch import Head, Member
+from distrain.launcher.watch import Head, Member, answers_as
 from tests.support.processes import wait_until
 
 
@@ -21,7 +21,7 @@ class Heard(list):
 @pytest.fixture
 def head():
     heard = Heard()
-    watch = Head(on_word=heard, timeout_s=0.5, admit=lambda message: message["facts"].get("refuse"))
+    watch = Head(on_word=heard, timeout_s=0.5, admit=lambda message: message["facts"].get("refuse"), token="head")
     watch.heard = heard
     yield watch
     watch.close()
@@ -72,10 +72,18 @@ def test_a_connection_that_closes_without_farewell_is_told_at_once(head, join):
 
 def test_who_falls_silent_is_lost_on_both_sides(head, join):
     member = join("a")
-    member._beat = head._beat = lambda: None
+    member._beat = lambda: None
     wait_until(lambda: head.heard and member.heard, 5)
-    assert head.heard == [("gone", {"token": "a", "how": "has not been heard of for 0.5 s"})]
-    assert member.heard.ops() == ["head_gone"]
+    assert head.heard == [("gone", {"token": "a", "how": "has not been heard of for 0.5 s", "silent": True})]
+    assert member.heard == [("head_gone", {"how": "has not heard of this one for 0.5 s", "silent": True})]
+
+
+def test_a_head_that_falls_silent_is_lost(head, join):
+    member = join("a")
+    head._beat = lambda: None
+    head.timeout_s = 60
+    wait_until(lambda: member.heard, 5)
+    assert member.heard == [("head_gone", {"how": "has not been heard of for 0.5 s", "silent": True})]
 
 
 def test_silence_is_not_taken_for_loss_while_beats_come(head, join):
@@ -152,3 +160,17 @@ def test_where_nodes_meet_at_the_loopback_interface_the_watch_listens_there():
         assert watch._listener.getsockname()[0] == "127.0.0.1"
     finally:
         watch.close()
+
+
+def test_anyone_can_ask_a_head_which_one_it_is(head):
+    assert answers_as("head", "127.0.0.1", head.port)
+    assert not answers_as("another", "127.0.0.1", head.port)
+    assert head.num_here() == 0
+    assert head.heard == []
+
+
+def test_what_is_no_head_does_not_answer_as_one():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert not answers_as("head", "127.0.0.1", port)
+    assert not answers_as("head", "127.0.0.1", port)

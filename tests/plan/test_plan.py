@@ -79,6 +79,16 @@ def test_more_ranks_than_gpus_is_an_error_that_says_so(gpus):
         planned(nproc="3", device="cuda")
 
 
+def test_a_dry_run_shows_the_plan_for_gpus_that_are_not_here(gpus):
+    plan = planned(nproc="8", device="cuda", dry_run="1")
+    assert (plan.nproc, plan.device) == (8, "cuda")
+    (warning,) = plan.warnings
+    assert warning.startswith("a launch on this machine is refused: --device cuda: no NVIDIA GPU is visible here")
+    gpus(2)
+    with pytest.raises(UsageError, match="got 3 ranks for 2 visible GPUs"):
+        planned(nproc="3", device="cuda", dry_run="1")
+
+
 def test_more_ranks_than_gpus_that_only_happen_to_be_there_is_none(gpus):
     gpus(2)
     for device in (None, "auto"):
@@ -169,6 +179,17 @@ def test_a_command_and_no_fork_server_start_cold(gpus):
     assert planned().warm
     assert not planned(no_fork_server="1").warm
     assert not planned(Program(kind="command", target="sh")).warm
+
+
+def test_a_hang_timeout_for_a_program_that_hardly_shows_progress_is_warned_of(gpus):
+    command = Program(kind="command", target="sh")
+    other = Program(kind="script", target="train.py", interpreter="/opt/python")
+    for program, what in ((command, "a program of --no-python"), (other, "a program of another interpreter")):
+        (warning,) = planned(program, hang_timeout="30").warnings
+        assert what in warning
+        assert "distrain.heartbeat()" in warning
+        assert planned(program, hang_timeout="off").warnings == planned(program).warnings == ()
+    assert planned(no_fork_server="1", hang_timeout="30").warnings == ()
 
 
 @pytest.mark.parametrize(

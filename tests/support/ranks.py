@@ -31,7 +31,8 @@ def run_ranks(
         env: Changes to the environment.
         deadline_s: After it everything is killed.
     """
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks)]
+    options = ["--standalone", "--nproc_per_node", str(num_ranks), "--log-dir", str(folder / "torchrun-logs")]
+    torchrun = ["-m", "torch.distributed.run", *options]
     return _run(folder, torchrun, program, args, env, deadline_s)
 
 

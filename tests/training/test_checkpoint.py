@@ -17,7 +17,19 @@ class StopError(Exception):
     pass
 
 
-def setting(folder, *, every=2, keep=3, seed=0, scaler=False, batch_size=4, cut_at=None, num_workers=0, **more):
+def setting(
+    folder,
+    *,
+    every=2,
+    keep=3,
+    seed=0,
+    scaler=False,
+    batch_size=4,
+    cut_at=None,
+    num_workers=0,
+    is_loader_attached=True,
+    **more,
+):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
@@ -32,7 +44,8 @@ def setting(folder, *, every=2, keep=3, seed=0, scaler=False, batch_size=4, cut_
             distrain.Events.ITERATION_COMPLETED(once=cut_at), trainer.terminate_epoch, skip_epoch_completed=False
         )
     checkpointer = distrain.Checkpointer(every=every, keep=keep, directory=folder)
-    checkpointer.attach(trainer, model=model, optimizer=optimizer, loader=loader)
+    attached = {"loader": loader} if is_loader_attached else {}
+    checkpointer.attach(trainer, model=model, optimizer=optimizer, **attached)
     return model, loader, trainer, checkpointer
 
 
@@ -198,12 +211,6 @@ def test_when_none_can_be_read_it_does_not_start_anew_in_silence(tmp_path):
         setting(tmp_path)
 
 
-def test_leftover_drafts_are_removed(tmp_path):
-    (tmp_path / ".draft-step-00000002-1-abc").mkdir(parents=True)
-    setting(tmp_path)
-    assert names(tmp_path) == []
-
-
 def test_what_does_not_fit_is_said(tmp_path):
     model, _, trainer, _ = run(tmp_path)
     other = nn.Linear(7, 1)
@@ -222,10 +229,19 @@ def test_what_does_not_fit_is_said(tmp_path):
         distrain.Checkpointer(keep=0)
 
 
-def test_inside_an_epoch_another_batch_size_is_refused(tmp_path):
+def test_inside_an_epoch_another_batch_size_goes_on_with_what_is_left(tmp_path):
+    """2 of 5 batches of 4 were had when it was saved, so 12 of 20 samples are left: the last 6 batches of 10."""
     run(tmp_path, stop_at=3)
-    with pytest.raises(CheckpointError, match="num_batches was 5, now 10"):
-        run(tmp_path, batch_size=2)
+    _, losses, trainer, _ = run(tmp_path, batch_size=2, epochs=2)
+    assert list(losses) == list(range(5, 21))
+    assert trainer.state.epoch == 2
+    assert trainer.place == (2, 0)
+
+
+def test_inside_an_epoch_a_loader_that_is_not_attached_does_not_divide_what_is_left(tmp_path):
+    run(tmp_path, stop_at=3, is_loader_attached=False)
+    with pytest.raises(CheckpointError, match=r"after 2 of its 5 iterations, and an epoch has 10 now .* Attach"):
+        run(tmp_path, batch_size=2, is_loader_attached=False)
 
 
 def test_at_an_epochs_end_another_batch_size_goes_on(tmp_path):

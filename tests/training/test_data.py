@@ -1,3 +1,6 @@
+import itertools
+import math
+
 import pytest
 import torch
 from torch.utils.data import IterableDataset, TensorDataset
@@ -61,16 +64,57 @@ def test_the_saved_seed_goes_on():
     assert values(other) == values(loader)
 
 
-def test_inside_an_epoch_other_sizes_are_refused_and_at_its_end_taken():
+def test_inside_an_epoch_and_at_its_end_other_sizes_go_on():
+    """Twice in one epoch: batches of 4, of 3, of 5."""
+    expected = loader_of()
+    values(expected)
+    loader, seen = loader_of(), []
+    for batch_size in (3, 5):
+        seen += itertools.chain(*values(itertools.islice(loader, 2)))
+        resumed = loader_of(batch_size=batch_size)
+        resumed.load_state_dict(loader.state_dict())
+        assert resumed.is_divided_anew
+        assert resumed.epoch == 0
+        loader = resumed
+    position = loader.position
+    rest = values(loader)
+    assert sorted([*seen, *itertools.chain(*rest)]) == list(range(22))
+    assert position == len(loader) - math.ceil((22 - len(seen)) / 5)
+    assert loader.position == len(loader)
+    assert not loader_of().is_divided_anew
+    whole = loader_of(batch_size=5)
+    whole.load_state_dict(expected.state_dict())
+    assert values(loader) == values(whole), "the next epoch is whole"
+    assert not loader.is_divided_anew
+
+
+def test_a_place_in_an_epoch_that_was_divided_anew_is_saved_too():
     loader = loader_of()
     next(iter(loader))
-    with pytest.raises(CheckpointError, match=r"inside epoch 0 .batch 1 of 6.*num_batches was 6, now 11"):
-        loader_of(batch_size=2).load_state_dict(loader.state_dict())
-    whole = loader_of()
-    values(whole)
-    smaller = loader_of(batch_size=2)
-    smaller.load_state_dict(whole.state_dict())
-    assert (smaller.epoch, len(values(smaller))) == (1, 11)
+    once = loader_of(batch_size=3)
+    once.load_state_dict(loader.state_dict())
+    batches = iter(once)
+    next(batches)
+    again = loader_of(batch_size=3)
+    again.load_state_dict(once.state_dict())
+    assert again.position == once.position
+    assert values(again) == values(batches)
+
+
+def test_inside_an_epoch_other_data_are_refused_and_what_an_earlier_version_saved():
+    loader = loader_of()
+    next(iter(loader))
+    saved = loader.state_dict()
+    other = distrain.dataloader(TensorDataset(torch.arange(23)), 4, shuffle=True)
+    with pytest.raises(CheckpointError, match=r"inside epoch 0 .batch 1 of 6.*had 22 samples and has 23 now"):
+        other.load_state_dict(saved)
+    for key in ("batch_size", "drop_last", "stretches", "began"):
+        del saved[key]
+    with pytest.raises(CheckpointError, match="an earlier version of distrain has saved it"):
+        loader_of(batch_size=2).load_state_dict(saved)
+    same = loader_of()
+    same.load_state_dict(saved)
+    assert same.position == 1
 
 
 def test_the_global_generator_is_left_alone():

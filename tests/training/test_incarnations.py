@@ -2,14 +2,14 @@
 
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 import distrain
 from distrain.errors import CheckpointError, SupersededError
 from distrain.rundir import newest_checkpoint
-from distrain.training import incarnations
+from distrain.training import checkpoint_files, incarnations
 from tests.training.test_checkpoint import names, setting
 
 
@@ -57,6 +57,84 @@ def test_who_only_reads_takes_nothing_over(tmp_path, launch):
     assert trainer.run(loader, max_epochs=1).iteration == 5
 
 
+@pytest.fixture
+def in_the_middle_of_a_write(monkeypatch):
+    """Return what has something happen once the first file of the next checkpoint is written."""
+
+    def happens(call):
+        real = os.fsync
+
+        def fsync(descriptor):
+            monkeypatch.setattr(os, "fsync", real)
+            real(descriptor)
+            call()
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    return happens
+
+
+def test_who_only_reads_leaves_a_checkpoint_in_the_making_alone(tmp_path, launch, in_the_middle_of_a_write):
+    launch("one")
+    _, loader, trainer, _ = setting(tmp_path, every=1, keep=1)
+    resumed = []
+
+    def read():
+        launch("reader")
+        resumed.append(setting(tmp_path)[3].resumed_from)
+        launch("one")
+
+    in_the_middle_of_a_write(read)
+    assert trainer.run(loader, max_epochs=1).iteration == 5
+    assert resumed == [None]
+    assert names(tmp_path) == ["step-00000005"]
+
+
+def test_a_lost_launch_whose_draft_was_removed_is_told_why(tmp_path, launch, in_the_middle_of_a_write):
+    launch("lost")
+    _, loader, trainer, _ = setting(tmp_path, every=1)
+
+    def another_one_begins():
+        launch("next")
+        _, other_loader, other, _ = setting(tmp_path)
+        other.run(other_loader, max_epochs=1)
+        launch("lost")
+
+    in_the_middle_of_a_write(another_one_begins)
+    with pytest.raises(SupersededError, match="Another launch trains in"):
+        trainer.run(loader, max_epochs=1)
+    assert names(tmp_path) == ["step-00000002", "step-00000004", "step-00000005"]
+
+
+def test_what_stopped_writers_left_goes_when_the_next_ranks_train(tmp_path, launch):
+    launch("one")
+    incarnations.claim(tmp_path)
+    drafts = [f".draft-{number}-step-00000002-abc" for number in (0, 1, 2)]
+    for name in drafts:
+        (tmp_path / name).mkdir()
+    setting(tmp_path)
+    assert names(tmp_path) == drafts  # it may as well be a script that only reads
+    _, loader, trainer, _ = setting(tmp_path, keep=1)
+    trainer.run(loader, max_epochs=1)
+    assert names(tmp_path) == [drafts[2], "step-00000005"]
+    launch("two")
+    setting(tmp_path)[2].run(loader, max_epochs=1)
+    assert names(tmp_path) == ["step-00000005"]
+
+
+def test_a_checkpoint_that_a_living_run_removes_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    setting(tmp_path, every=None)[2].run([(torch.ones(1, 3), torch.ones(1, 1))] * 2, max_epochs=1)
+    real = checkpoint_files.problem_of
+
+    def while_the_run_goes_on(path):
+        monkeypatch.setattr(checkpoint_files, "problem_of", real)
+        path.rename(path.with_name("step-00000007"))
+        return real(path)
+
+    monkeypatch.setattr(checkpoint_files, "problem_of", while_the_run_goes_on)
+    assert setting(tmp_path)[3].resumed_from.name == "step-00000007"
+
+
 def test_attempts_of_a_launch_share_a_number_and_launches_do_not(tmp_path, launch):
     launch("one")
     assert [incarnations.claim(tmp_path), incarnations.claim(tmp_path)] == [1, 1]
@@ -74,17 +152,6 @@ def test_without_a_launch_whoever_trains_last_is_right(tmp_path, monkeypatch, la
     assert incarnations.claim(tmp_path) == 2
     monkeypatch.delenv("DISTRAIN_LAUNCH_ID")
     assert incarnations.claim(tmp_path) == 3
-
-
-@pytest.mark.parametrize("has_links", [True, False])
-def test_a_number_is_taken_once(tmp_path, monkeypatch, has_links):
-    if not has_links:
-        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "not permitted")))
-    with ThreadPoolExecutor(8) as pool:
-        took = list(pool.map(lambda i: incarnations._make(tmp_path, 7, {"launch": str(i)}), range(32)))
-    assert took.count(True) == 1
-    assert os.listdir(tmp_path) == ["00000007.json"]
-    assert json.loads((tmp_path / "00000007.json").read_text())["launch"] == str(took.index(True))
 
 
 def test_what_slips_in_late_is_older_than_all_that_the_next_writes(tmp_path):

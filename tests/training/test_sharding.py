@@ -1,9 +1,10 @@
 import itertools
 import math
+import random
 
 import pytest
 
-from distrain.training.sharding import ShardSampler, batch_sizes, mixed_seed
+from distrain.training.sharding import ShardSampler, Stretch, batch_sizes, left_after, mixed_seed
 
 SPREADS = [
     (n, b, w)
@@ -63,3 +64,47 @@ def test_each_epoch_and_each_seed_has_its_own_order():
 def test_a_first_batch_leaves_out_those_before_it():
     whole, rest = epoch_of(21, 4, 2, shuffle=True), epoch_of(21, 4, 2, shuffle=True, first_batch=2)
     assert rest == [batches[2:] for batches in whole]
+
+
+def stretch_of(n, former, b, w, *, num_batches):
+    """Return the samples that the ranks have in some batches of what is left of an epoch, and the stretch they are."""
+    ranks = []
+    for rank in range(w):
+        sampler = ShardSampler(n, b, rank=rank, world_size=w, shuffle=True, drop_last=False, seed=3)
+        sampler.stretches = tuple(former)
+        ranks.append(list(sampler))
+        assert len(ranks[-1]) == sampler.num_batches_after(former)
+    assert len({len(batches) for batches in ranks}) == 1
+    assert all(0 < len(batch) <= b for batches in ranks for batch in batches)
+    num_batches = min(num_batches, len(ranks[0]))
+    seen = [i for batches in ranks for batch in batches[:num_batches] for i in batch]
+    return seen, Stretch(world_size=w, batch_size=b, drop_last=False, num_batches=num_batches)
+
+
+def test_an_epoch_that_is_divided_anew_again_and_again_has_every_sample_once():
+    draw = random.Random(0)
+    for _ in range(300):
+        n = draw.randint(40, 200)
+        seen, stretches, most_left_out = [], [], 0
+        for _ in range(draw.randint(1, 4)):
+            w, b = draw.randint(1, 6), draw.randint(1, 6)
+            try:
+                had, stretch = stretch_of(n, stretches, b, w, num_batches=draw.randint(0, 8))
+            except ValueError:  # a whole epoch cannot be divided so
+                continue
+            seen += had
+            stretches.append(stretch)
+            most_left_out += w - 1
+        w = draw.randint(1, 4)
+        rest, _ = stretch_of(n, stretches, 2, w, num_batches=n)
+        seen += rest
+        assert len(seen) == len(set(seen)), stretches
+        assert n - (most_left_out + w - 1) <= len(seen), stretches
+
+
+def test_what_is_left_of_full_batches_is_found_without_a_look_at_each_rank():
+    stretch = Stretch(world_size=3, batch_size=4, drop_last=False, num_batches=2)
+    assert left_after(100, [stretch]).tolist() == list(range(24, 100))
+    last = Stretch(world_size=3, batch_size=4, drop_last=False, num_batches=8)
+    assert left_after(100, [last]).tolist() == [96, 97, 98, 99]
+    assert left_after(100, [Stretch(world_size=3, batch_size=4, drop_last=True, num_batches=8)]).tolist() == []

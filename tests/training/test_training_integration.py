@@ -198,8 +198,11 @@ def test_sigkill_from_outside_while_it_writes(tmp_path):
     code = (
         "import sys, torch, distrain\n"
         "checkpointer = distrain.Checkpointer(directory=sys.argv[1])\n"
-        "checkpointer.attach(distrain.Engine(lambda engine, batch: 0), model=torch.nn.Linear(2000, 2000))\n"
+        "trainer = distrain.Engine(lambda engine, batch: 0)\n"
+        "checkpointer.attach(trainer, model=torch.nn.Linear(2000, 2000))\n"
         "assert checkpointer.resumed_from is not None\n"
+        "trainer.add_event_handler(distrain.Events.ITERATION_COMPLETED, trainer.terminate)\n"
+        "trainer.run(range(10**6))\n"
     )
     done = run_alone(tmp_path, code, args=[str(folder)]).check()
     assert "damaged" not in done.stderr

@@ -1,0 +1,99 @@
+"""Options of sbatch, read before sbatch is asked: a mistake is said where the job is submitted, in our own words.
+
+Only what no release of Slurm takes is refused. Nothing is asked of Slurm here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+
+from distrain.errors import UsageError
+from distrain.schedulers.slurm.script import seconds_of
+
+__all__ = ["check_options", "gpus_of", "nodes_of", "value_of"]
+
+_NODES = re.compile(r"(?P<low>\d+)(?P<low_k>[kKmM]?)(?:-(?P<high>\d+)(?P<high_k>[kKmM]?))?", re.ASCII)
+_FACTOR = {"": 1, "k": 1024, "m": 1024**2}
+
+_ENDLESS = ("infinite", "unlimited", "0", "-1")
+"""Time limits that stand for the partition's own."""
+
+_FORMS = {
+    "gpus_per_node": (r"(?:[^:\s]+:)?\d+(?:,[^:\s]+:\d+)*", "a number of GPUs, such as 8 or a100:8"),
+    "cpus_per_task": (r"0*[1-9]\d*", "a whole number of at least 1"),
+    "mem": (r"\d+[kKmMgGtT]?[bB]?", "a size, such as 64G"),
+    "array": (r"\d+(?:-\d+(?::\d+)?)?(?:,\d+(?:-\d+(?::\d+)?)?)*(?:%\d+)?", "indices, such as 0-9, 1,3,5 or 0-99%4"),
+}
+
+
+def check_options(options: Mapping[str, str]) -> None:
+    """Refuse values that sbatch cannot take.
+
+    Args:
+        options: Option of sbatch, as in `gpus_per_node`, to its value.
+
+    Raises:
+        UsageError: One of them.
+    """
+    for name, text in options.items():
+        if not text.strip():
+            raise UsageError(f"--{name.replace('_', '-')}: got {text!r}; give a value, or leave the option out.")
+        form, what = _FORMS.get(name, ("", ""))
+        if form and not re.fullmatch(form, text, re.ASCII):
+            raise UsageError(f"--{name.replace('_', '-')}: got {text!r}; give {what}.")
+    if "time" in options and options["time"].lower() not in _ENDLESS and seconds_of(options["time"]) is None:
+        raise UsageError(
+            f"--time: got {options['time']!r}; give minutes, hours:minutes:seconds, days-hours or "
+            "days-hours:minutes:seconds, such as 90, 4:00:00 or 2-12."
+        )
+    if "nodes" in options:
+        nodes_of(options["nodes"])
+
+
+def nodes_of(text: str) -> tuple[int, int]:
+    """Return the fewest and the most nodes.
+
+    Args:
+        text: The value of --nodes: `4`, or `2-4`.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    found = _NODES.fullmatch(text)
+    if found is not None:
+        low = int(found["low"]) * _FACTOR[found["low_k"].lower()]
+        high = low if found["high"] is None else int(found["high"]) * _FACTOR[found["high_k"].lower()]
+        if 0 < low <= high:
+            return low, high
+    raise UsageError(
+        f"--nodes: got {text!r}; give a number of nodes of at least 1, or the fewest and the most, as 2-4."
+    )
+
+
+def gpus_of(text: str) -> int:
+    """Return how many GPUs each node gets.
+
+    Args:
+        text: The value of --gpus-per-node, as `check_options` lets it pass.
+    """
+    return sum(int(each.rpartition(":")[2]) for each in text.split(","))
+
+
+def value_of(words: Sequence[str], long: str, short: str = "") -> str | None:
+    """Return the value that words for sbatch give to an option, the last one's; None where it is not among them.
+
+    Args:
+        words: The words.
+        long: The option's long name, without dashes.
+        short: Its letter, "" without one.
+    """
+    value = None
+    for word, after in zip_longest(words, words[1:], fillvalue=""):
+        name, equals, text = word.partition("=")
+        if name == f"--{long}":
+            value = text if equals else after
+        elif short and word.startswith(f"-{short}") and not word.startswith("--"):
+            value = word[2:] or after
+    return value

@@ -1,0 +1,26 @@
+"""What the run directory's helpers promise."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from distrain.rundir import write_once
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_file_is_made_once(tmp_path, monkeypatch, has_links):
+    if not has_links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "not permitted")))
+    with ThreadPoolExecutor(8) as pool:
+        took = list(pool.map(lambda i: write_once(tmp_path / "7.json", str(i)), range(32)))
+    assert took.count(True) == 1
+    assert os.listdir(tmp_path) == ["7.json"]
+    assert (tmp_path / "7.json").read_text() == str(took.index(True))
+
+
+def test_where_nothing_can_be_written_that_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_once(tmp_path / "missing" / "7.json", "")
