@@ -13,6 +13,7 @@ import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from distrain.errors import StoppedBySignal
 from distrain.launcher import bootstrap
 from distrain.launcher.protocol import WorkerJob
 
@@ -86,7 +87,7 @@ class Children:
                 self._tell(pid, code)
 
 
-def run_to_its_end(worker: WorkerJob, problem: str) -> int:
+def run_to_its_end(worker: WorkerJob, problem: str) -> tuple[int, bool]:
     """Run the program where its end must not be the process's.
 
     Args:
@@ -94,27 +95,28 @@ def run_to_its_end(worker: WorkerJob, problem: str) -> int:
         problem: As for `bootstrap.run`.
 
     Returns:
-        The exit code that the process would have had, -S for the end by signal S.
+        The exit code that the process would have had, -S for the end by signal S; and whether it has ended in order,
+        so that no other rank waits for it.
     """
     try:
         bootstrap.run(worker, problem)
     except SystemExit as error:
         if error.code is None or isinstance(error.code, int):
-            return error.code or 0
+            return error.code or 0, not error.code or isinstance(error, StoppedBySignal)
         print(error.code, file=sys.stderr)
-        return 1
+        return 1, False
     except BaseException as error:  # noqa: BLE001 - as the interpreter itself does
         sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
         sys.excepthook(type(error), error, error.__traceback__)
-        return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
-    return 0
+        return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1, False
+    return 0, True
 
 
 def end(code: int) -> None:
     """End this process as an interpreter ends, without going back to what has called the program.
 
     Args:
-        code: As `run_to_its_end` returns it.
+        code: The exit code, -S for the end by signal S.
     """
     atexit._run_exitfuncs()  # noqa: SLF001 - nothing else in Python runs them here
     for stream in (sys.stdout, sys.stderr):

@@ -8,7 +8,6 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from distrain.errors import EXIT_CODES
 from distrain.launcher import bootstrap
 from distrain.launcher.protocol import Channel, WorkerJob
 from distrain.launcher.xla_processes import Children, end, in_the_main_thread, run_to_its_end
@@ -96,8 +95,8 @@ class _Rank:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.Signals[name] for name in self._request["signals"]])
             bootstrap.run(worker)  # this process's own end is the rank's
             return
-        code = run_to_its_end(worker, problem)
-        if code not in (0, *EXIT_CODES.values()):
+        code, in_order = run_to_its_end(worker, problem)
+        if not in_order:
             end(code)  # what waits for this rank elsewhere must see its connections close
         self._channel.send("ended", pid=os.getpid(), exit_code=code)
 
