@@ -72,14 +72,14 @@ def _run(job: AgentJob, channel: Channel, blocked: Iterable[signal.Signals]) -> 
     from torch.distributed.elastic.multiprocessing import api
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig
 
     from distrain.launcher.joining import Joining, is_ours
     from distrain.launcher.membership import EndedElsewhereError
     from distrain.launcher.nodes import RestartsSpentError
     from distrain.launcher.rank_logs import RunDirLogs
     from distrain.launcher.rendezvous import settings
-    from distrain.launcher.workers import NotRetriedError, starter
+    from distrain.launcher.torch_releases import launch_config
+    from distrain.launcher.workers import NotRetriedError, duplicate_filters, starter
 
     handler = _once(api._terminate_process_handler)  # noqa: SLF001 - each round of workers installs it anew, by that name
     vars(api)["_terminate_process_handler"] = handler
@@ -90,19 +90,21 @@ def _run(job: AgentJob, channel: Channel, blocked: Iterable[signal.Signals]) -> 
     joining = Joining(job, channel, logs) if is_ours(job.meeting) else None
     assert hasattr(local_elastic_agent, "start_processes"), "torch's elastic agent starts its workers another way now"
     local_elastic_agent.start_processes = joining.starter() if joining else starter(channel, job, logs)
-    config = LaunchConfig(
-        nproc_per_node=job.nproc,
-        role=job.role,
-        max_restarts=job.max_restarts,
-        monitor_interval=job.monitor_interval_s,
-        signals_to_handle=",".join(job.signals),
-        virtual_local_rank=job.virtual_local_rank,
-        logs_specs=logs,
-        shutdown_timeout=job.grace_s,
-        event_log_handler=job.passed.get("event_log_handler") or "null",
+    fields = {
+        "nproc_per_node": job.nproc,
+        "role": job.role,
+        "max_restarts": job.max_restarts,
+        "monitor_interval": job.monitor_interval_s,
+        "signals_to_handle": ",".join(job.signals),
+        "virtual_local_rank": job.virtual_local_rank,
+        "logs_specs": logs,
+        "shutdown_timeout": job.grace_s,
+        "event_log_handler": job.passed.get("event_log_handler") or "null",
+        **duplicate_filters(job),
         **(joining.settings() if joining else settings(job)),
-    )
+    }
     try:
+        config = launch_config(fields)
         is_preempted = _is_preempted(lambda: _launched(config, job, joining), joining)
         for name in job.signals:
             # This node's ranks have ended well; leaving now would take the place to meet from those that still save.

@@ -27,6 +27,7 @@ from runpy import _run_module_as_main  # type: ignore[attr-defined]  # what `pyt
 from types import TracebackType
 from typing import Any
 
+from distrain.errors import LaunchError
 from distrain.launcher import plain
 from distrain.launcher.after_import import after_import
 from distrain.launcher.protocol import WorkerJob
@@ -90,7 +91,7 @@ def become_plain(job: WorkerJob) -> None:
 
 
 def become_rank_of_xla(job: WorkerJob) -> None:
-    """Give a process that torch_xla started, or one of its threads, the streams and the environment of a rank.
+    """Give a process that torch_xla started the streams and the environment of a rank.
 
     Args:
         job: The rank to become.
@@ -98,10 +99,9 @@ def become_rank_of_xla(job: WorkerJob) -> None:
     _redirect(job.stdout, 1)
     _redirect(job.stderr, 2)
     os.environ.update(job.env)
-    if threading.current_thread() is threading.main_thread():  # else the process is several ranks
-        heartbeat.open_slot(job.env.get(heartbeat.ENV_HEARTBEAT, ""))
-        _show_stacks_when_asked(job)
-        _show_each_step(job)
+    heartbeat.open_slot(job.env.get(heartbeat.ENV_HEARTBEAT, ""))
+    _show_stacks_when_asked(job)
+    _show_each_step(job)
     _set_title(job.command)
 
 
@@ -246,15 +246,21 @@ def _set_title(command: list[str]) -> None:
     setproctitle.setthreadtitle(name)
 
 
-def run(job: WorkerJob) -> None:
+def run(job: WorkerJob, problem: str = "") -> None:
     """Run the program as `__main__`, the way the interpreter's own start does.
 
     Args:
         job: The rank this process has become.
+        problem: Why the program cannot run as this rank, which is raised in its place; "" where it can.
+
+    Raises:
+        LaunchError: It cannot.
     """
     sys.argv = [job.target, *job.args]
     sys.orig_argv = list(job.command)
     try:
+        if problem:
+            raise LaunchError(problem)
         _prepare(job)()
     except SystemExit as end:
         if end.code not in (None, 0):

@@ -147,9 +147,12 @@ def in_order(nodes: Sequence[Facts]) -> list[Facts]:
 
 
 def spans(nodes: Iterable[Facts]) -> str:
-    """Return which ranks are where: `h1: ranks 0-1, h2: rank 2`."""
+    """Return which ranks are where: `h1: ranks 0-1, h2: rank 2`; how many, where torch_xla will number them."""
     parts, first = [], 0
     for node in nodes:
+        if node.device == "xla":
+            parts.append(f"{node.host}: {node.nproc} rank{'s' * (node.nproc != 1)}")
+            continue
         last = first + node.nproc - 1
         parts.append(f"{node.host}: " + (f"rank {first}" if first == last else f"ranks {first}-{last}"))
         first = last + 1

@@ -25,12 +25,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from distrain.launcher.protocol import Channel, agent_job, worker_job
+from distrain.launcher.protocol import AgentJob, Channel, agent_job, worker_job
 from distrain.supervision.process_state import catches
 from distrain.supervision.reaping import adopt_orphans, die_with_parent, kill_descendants, outlive_parent, reap
 from distrain.supervision.stacks import STACKS_SIGNAL
 
-__all__ = ["AGENT_PRELOAD", "WORKER_PRELOAD", "main", "num_threads"]
+__all__ = ["AGENT_PRELOAD", "WORKER_PRELOAD", "ForkServer", "main", "num_threads"]
 
 AGENT_PRELOAD = ("torch", "torch.distributed")
 """What the agent needs before it is forked; it imports the rest of torch elastic by itself, meanwhile."""
@@ -59,7 +59,7 @@ def num_threads() -> int:
         return threading.active_count()
 
 
-class _ForkServer:
+class ForkServer:
     """The server's state: its channels, and which child belongs to whom.
 
     Args:
@@ -72,6 +72,7 @@ class _ForkServer:
     def __init__(self, control: Channel, blocked: Sequence[str]) -> None:
         self._control = control
         self._blocked = [signal.Signals[name] for name in blocked]
+        self._job: AgentJob | None = None
         self._agent: Channel | None = None
         self._agent_pid = 0
         self._workers: dict[int, int] = {}
@@ -117,6 +118,9 @@ class _ForkServer:
                 if key.fd == self._wake_read:
                     self._collect()
                     continue
+                if key.data is not None:
+                    key.data()
+                    continue
                 channel = self._control if key.fd == self._control.fileno() else self._agent
                 assert channel is not None
                 for message in channel.receive():
@@ -129,13 +133,18 @@ class _ForkServer:
                     self._selector.unregister(channel)
                     channel.close()
 
-    def start_agent(self) -> Next | None:
-        """Wait for the supervisor's agent job and fork the agent; return its work in the child."""
-        while not (messages := self._control.receive()):
+    def await_job(self) -> AgentJob:
+        """Return the supervisor's agent job, once it has come."""
+        while self._job is None:
+            for message in self._control.receive():
+                self._job = agent_job(message)
             if self._control.closed:
                 raise SystemExit(0)
-        (message,) = messages
-        job = agent_job(message)
+        return self._job
+
+    def start_agent(self) -> Next | None:
+        """Wait for the supervisor's agent job and fork the agent; return its work in the child."""
+        job = self.await_job()
         ours, theirs = socket.socketpair()
         server_pid = os.getpid()
         pid = os.fork()
@@ -230,13 +239,22 @@ class _ForkServer:
                 self._hear_agent_out()
                 self._tell_supervisor("agent_exited", **ended)
             elif pid in self._workers:
-                rank = self._workers.pop(pid)
-                ended["was_asked"] = pid in self._asked
-                self._asked.discard(pid)
-                if code != 0:
-                    self._ask_for_stacks()  # at once: the others are about to be ended
-                self._tell_supervisor("worker_exited", rank=rank, **ended)
-                self._tell_agent("exited", rank=rank, **ended)
+                self._worker_ended(**ended)
+            else:
+                self._other_ended(pid)
+
+    def _worker_ended(self, *, pid: int, exit_code: int, monotonic_ns: int) -> None:
+        rank = self._workers.pop(pid)
+        ended = {"rank": rank, "pid": pid, "exit_code": exit_code, "monotonic_ns": monotonic_ns}
+        ended["was_asked"] = pid in self._asked
+        self._asked.discard(pid)
+        if exit_code != 0:
+            self._ask_for_stacks()  # at once: the others are about to be ended
+        self._tell_supervisor("worker_exited", **ended)
+        self._tell_agent("exited", **ended)
+
+    def _other_ended(self, pid: int) -> None:
+        """Take note of the end of a process that is neither agent nor worker; here it is an orphan's."""
 
     def _tell_supervisor(self, op: str, **fields: Any) -> None:
         try:
@@ -291,7 +309,7 @@ def main(control_fd: int, supervisor_pid: int, blocked: Sequence[str]) -> None:
     die_with_parent(supervisor_pid)
     gc.disable()  # what is imported stays, and looking for garbage in it costs a tenth of the time
     _prepare_libraries()
-    server = _ForkServer(Channel(socket.socket(fileno=control_fd)), [name for name in blocked if name])
+    server = ForkServer(Channel(socket.socket(fileno=control_fd)), [name for name in blocked if name])
     server.preload(AGENT_PRELOAD)
     child = server.start_agent()
     if child is None:

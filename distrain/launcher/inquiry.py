@@ -12,20 +12,23 @@ Pure: clock, heartbeats and words come from the caller.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from distrain.supervision.beat import Beat
 from distrain.supervision.hangs import Hang, Silence, judge
 from distrain.supervision.places import Place, merged, odd_ones_out
 
-__all__ = ["CLUES", "SILENT", "STAND", "VICTIM", "Found", "Inquiry", "Node"]
+__all__ = ["CLUES", "PLACED", "SILENT", "STAND", "VICTIM", "Found", "Inquiry", "Node"]
 
 SILENT, STAND = "silent", "stand"
 """What a node says: how long its ranks have been silent; where they stand."""
 
 VICTIM, CLUES = "victim", "clues"
 """What a supervisor hears when ranks of another node failed through no fault of theirs; what it says to that."""
+
+PLACED = "placed"
+"""What a supervisor hears when another node knows which ranks it has, where it was not the agents who gave them out."""
 
 _ANSWER_S = 1.0
 _STACKS_S = 2.5
@@ -51,7 +54,7 @@ class Node:
 
     token: str
     host: str
-    ranks: range
+    ranks: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +103,7 @@ class Inquiry:
     ) -> None:
         self._mine = mine
         self._others = {node.token for node in nodes if node.token != mine}
-        self._elsewhere = {rank: node.host for node in nodes if node.token != mine for rank in node.ranks}
+        self._nodes = {node.token: node for node in nodes}
         self._tell = tell
         self._ranks = ranks
         self._timeout_s = timeout_s
@@ -113,6 +116,15 @@ class Inquiry:
         self._stood_ns: int | None = None
         self.hang: Hang | None = None
         """The hang, once the nodes agree that it is one."""
+
+    def placed(self, token: str, ranks: Sequence[int]) -> None:
+        """Take note of which ranks another node has, in place of those that it was thought to have."""
+        self._nodes[token] = replace(self._nodes[token], ranks=ranks)
+
+    @property
+    def _elsewhere(self) -> dict[int, str]:
+        others = [node for token, node in self._nodes.items() if token != self._mine]
+        return {rank: node.host for node in others for rank in node.ranks}
 
     @property
     def has_told(self) -> bool:

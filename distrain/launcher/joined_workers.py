@@ -14,6 +14,7 @@ from distrain.launcher.nodes import NodesRendezvous
 from distrain.launcher.protocol import AgentJob, Channel
 from distrain.launcher.rank_logs import RunDirLogs
 from distrain.launcher.workers import WarmWorkers
+from distrain.rundir import RunDir
 from distrain.supervision.classify import classify
 from distrain.supervision.failure import Standing, describe, from_json
 from distrain.supervision.logs import tail_lines
@@ -71,6 +72,8 @@ class JoinedWorkers(WarmWorkers):
             env["TORCHELASTIC_RESTART_COUNT"] = str(nodes.restarts)
         super().__init__(channel, job, logs=logs, name=name, envs=envs)
         self._nodes = nodes
+        self._rundir = RunDir(root=Path(job.run_dir))
+        self._num_placed = 0
         self._ended_ns: dict[int, int] = {}
         self._is_judged = False
         self._is_collateral = False
@@ -79,6 +82,12 @@ class JoinedWorkers(WarmWorkers):
     def _hung(self, message: Mapping[str, Any]) -> None:
         self._hangs_elsewhere = message["elsewhere"]
         super()._hung(message)
+
+    def _placed(self, message: Mapping[str, Any]) -> None:
+        super()._placed(message)
+        self._num_placed += 1
+        if self._num_placed == self.nprocs:
+            self._nodes.placed(sorted(self._ranks.values()))
 
     def _tell_nodes(self, attempt: int, word: Mapping[str, Any]) -> None:
         self._nodes.tell(attempt, word)
@@ -109,7 +118,7 @@ class JoinedWorkers(WarmWorkers):
         failure, code = failures[root], self._failures[root].exitcode
         kind, message = describe(code, failure.record)
         age_s = (time.monotonic_ns() - failure.since_ns) / 1e9
-        text = f"rank {self.envs[root]['RANK']}: {kind}: {message}"
+        text = f"rank {self._ranks[root]}: {kind}: {message}"
         exit_code = code if code > 0 else 128 - code
         patience_s = _HEARSAY_S if failure.standing == Standing.CAUSE else _VICTIMS_HEARSAY_S
 
@@ -142,11 +151,11 @@ class JoinedWorkers(WarmWorkers):
         self._nodes.reported(from_json(verdict["report"]))
 
     def _stderr(self, local_rank: int) -> Path:
-        return Path(self.error_files[local_rank]).with_name("stderr.log")
+        return self._rundir.stderr(self._attempt, self._ranks[local_rank])
 
     def _exception(self, local_rank: int) -> dict[str, Any] | None:
         try:
-            path = Path(self.error_files[local_rank]).with_name("exception.json")
+            path = self._rundir.exception(self._attempt, self._ranks[local_rank])
             record: dict[str, Any] = json.loads(path.read_text())
         except (OSError, ValueError):
             return None

@@ -24,7 +24,7 @@ from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRen
 from distrain.errors import LaunchError
 from distrain.launcher.apart import apart
 from distrain.launcher.facts import Facts, clock_warning, warnings
-from distrain.launcher.inquiry import VICTIM
+from distrain.launcher.inquiry import PLACED, VICTIM
 from distrain.launcher.membership import EndedElsewhereError, Membership
 from distrain.launcher.precheck import PATIENCE_S, await_answer, join_timeout_s, loopback_of, node_name
 from distrain.launcher.round_store import listen
@@ -257,6 +257,8 @@ class MeetingPlace:
             self._hear(message)
             return
         self.membership.take(op, message)
+        if op == PLACED:
+            self._hear({**message, "word": {"word": PLACED, "ranks": message["ranks"]}})
         if op == "failing" and message["standing"] < Standing.CAUSE:
             # the cause of it may be a rank here that shows nothing wrong
             self._hear({**message, "word": {"word": VICTIM}})

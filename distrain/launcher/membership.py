@@ -59,6 +59,7 @@ class Membership:
         self._how: dict[str, tuple[str, int | None]] = {}
         self._done: set[str] = set()
         self._left: set[str] = set()
+        self._placed: dict[str, list[int]] = {}
         self._failing: dict[str, tuple[int, float]] = {}
         self._ending: EndedElsewhereError | None = None
         self._changed = False
@@ -153,6 +154,7 @@ class Membership:
             self._members = {each.token: each for each in members}
             self._failing.clear()
             self._left.clear()
+            self._placed.clear()
             self._changed = False
             self._newcomer_is_said = False
             missing = [token for token in self._members if token in self._gone]
@@ -178,7 +180,8 @@ class Membership:
             found, first = {}, 0
             for token, node in self._members.items():
                 if token in self._left | self._done:
-                    found.update(dict.fromkeys(range(first, first + node.nproc), node.host))
+                    ranks = self._placed.get(token, range(first, first + node.nproc))
+                    found.update(dict.fromkeys(ranks, node.host))
                 first += node.nproc
             return found
 
@@ -234,6 +237,9 @@ class Membership:
         elif op == "failed":
             text = f"{self._name(message['token'])} failed: {message['text']}"
             self._end(text, message["exit_code"], message.get("report"))
+        elif op == "placed" and message["round"] == self.round:
+            with self._lock:
+                self._placed[message["token"]] = message["ranks"]
         elif op == "left" and message["round"] == self.round:
             with self._lock:
                 self._left.add(message["token"])

@@ -28,6 +28,7 @@ from distrain.errors import LaunchError
 from distrain.launcher.agent_store import AgentStore
 from distrain.launcher.apart import apart
 from distrain.launcher.facts import Facts, in_order, spans
+from distrain.launcher.inquiry import PLACED
 from distrain.launcher.interface import gloo_variables
 from distrain.launcher.meeting_place import SUPERVISORS, MeetingPlace, unshared_store
 from distrain.launcher.membership import Membership
@@ -211,6 +212,10 @@ class NodesRendezvous(RendezvousHandler):
         cause = report.root_cause
         self.failure = (f"rank {cause.rank}: {cause.kind}: {cause.message}", exit_code_of(report))
         self.report = to_json(report)
+
+    def placed(self, ranks: list[int]) -> None:
+        """Tell the others which ranks this node has, where it was not the rendezvous that gave them out."""
+        self.place.watch.tell(PLACED, token=self._facts.token, round=self._membership.round, ranks=ranks)
 
     def left(self) -> None:
         """Tell the others that all ranks of this node have ended well."""

@@ -158,6 +158,15 @@ class Channel:
         *lines, self._pending = (self._pending + data).split(b"\n")
         return [json.loads(line) for line in lines]
 
+    def is_open(self) -> bool:
+        """Whether the other end is still there, whatever it has said that was not received yet."""
+        try:
+            return bool(self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
     def close(self) -> None:
         self._sock.close()
 

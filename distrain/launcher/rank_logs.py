@@ -10,6 +10,7 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs, Std
 
 from distrain.launcher.protocol import AgentJob
+from distrain.launcher.torch_releases import logs_dest
 from distrain.rundir import RunDir
 
 __all__ = ["RunDirLogs"]
@@ -45,7 +46,7 @@ class RunDirLogs(LogsSpecs):
         """Make the folders of the next attempt and tell where each local rank's output goes."""
         self.attempt += 1
         users = None if self._users is None else self._users.reify(envs)
-        found = LogsDest(
+        found = logs_dest(
             filtered_stdout=str(self._rundir.attempt_dir(self.attempt) / "filtered_stdout.log"),
             filtered_stderr=str(self._rundir.attempt_dir(self.attempt) / "filtered_stderr.log"),
         )

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from distrain.launcher.inquiry import CLUES, VICTIM, Found, Inquiry, Node
+from distrain.launcher.inquiry import CLUES, PLACED, VICTIM, Found, Inquiry, Node
 from distrain.launcher.outcome import Outcome
 from distrain.launcher.vigil import Standstill, Vigil
 from distrain.rundir import as_typed, write_atomic
@@ -84,6 +84,8 @@ class Standstills:
             if not self._has_answered:
                 self._has_answered = True
                 self._send("tell_nodes", attempt=self._round, word={"word": CLUES, **self._outcome.clues()})
+        elif word["word"] == PLACED:
+            self._inquiry.placed(message["token"], word["ranks"])
         elif word["word"] == CLUES:
             self._outcome.seen_elsewhere(self._hosts[message["token"]], word)
         else:

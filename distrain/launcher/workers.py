@@ -23,11 +23,12 @@ from distrain.errors import EXIT_PREEMPTED, LaunchError, PreemptedError
 from distrain.launcher.held_signals import HeldSignals
 from distrain.launcher.protocol import AgentJob, Channel, WorkerJob
 from distrain.launcher.rank_logs import RunDirLogs
+from distrain.launcher.torch_releases import show_nothing
 from distrain.plan.environment import consistent_with_scheduler
 from distrain.rundir import RunDir
 from distrain.supervision.heartbeat import ENV_HEARTBEAT
 
-__all__ = ["NotRetriedError", "WarmWorkers", "starter"]
+__all__ = ["NotRetriedError", "WarmWorkers", "duplicate_filters", "starter"]
 
 _KILLED_DEADLINE_S = 10.0
 
@@ -50,13 +51,14 @@ class WarmWorkers(PContext):
     def __init__(
         self, channel: Channel, job: AgentJob, *, logs: RunDirLogs, name: str, envs: dict[int, dict[str, str]]
     ) -> None:
-        filters = [_words(job.passed.get(f"duplicate_{stream}_filters")) for stream in ("stdout", "stderr")]
-        super().__init__(name, job.target, dict.fromkeys(envs, ()), envs, logs, None, *filters)
-        del self._tail_logs[:2]  # they would show the ranks' output, which the supervisor does
+        filters = {name: words for name, words in duplicate_filters(job).items() if words}
+        super().__init__(name, job.target, dict.fromkeys(envs, ()), envs, logs, None, **filters)
+        show_nothing(self)
         self._channel = channel
         self._job = job
         self._attempt = logs.attempt
         self._pids: dict[int, int] = {}
+        self._ranks = {local_rank: int(env["RANK"]) for local_rank, env in envs.items()}
         self._exit_codes: dict[int, int] = {}
         self._failures: dict[int, ProcessFailure] = {}
         self._stopping_s: float | None = None
@@ -108,6 +110,9 @@ class WarmWorkers(PContext):
                 if message["attempt"] == self._attempt:
                     self._pids[message["local_rank"]] = message["pid"]
                 continue
+            if message["op"] == "placed":
+                self._placed(message)
+                continue
             if message["op"] == "verdict":
                 self._verdict = message
                 continue
@@ -119,11 +124,21 @@ class WarmWorkers(PContext):
                 self._tell_nodes(message["attempt"], message["word"])
                 continue
             assert message["op"] == "exited", message
-            local_rank = next((rank for rank, pid in self._pids.items() if pid == message["pid"]), None)
+            local_rank = self._local_rank(message["pid"])
             if local_rank is not None:
                 self._exited(local_rank, message)
         if self._channel.closed:
             raise LaunchError("the fork server is gone, and the workers with it")
+
+    def _local_rank(self, pid: int) -> int | None:
+        """Return which worker of this round has a pid; None for one of the round before."""
+        return next((rank for rank, known in self._pids.items() if known == pid), None)
+
+    def _placed(self, message: Mapping[str, Any]) -> None:
+        """Note which rank a worker is, where it is not the agent who says so."""
+        local_rank = self._local_rank(message["pid"])
+        if local_rank is not None:
+            self._ranks[local_rank] = message["rank"]
 
     def _hung(self, _message: Mapping[str, Any]) -> None:
         """End workers that hang; they answer to nothing else."""
@@ -212,6 +227,16 @@ class WarmWorkers(PContext):
         for rank, pid in self._pids.items():
             if rank not in self._exit_codes:
                 self._channel.send("kill", pid=pid, signal=int(sig))
+
+
+def duplicate_filters(job: AgentJob) -> dict[str, list[str] | None]:
+    """Return torch's settings for lines of the output to be copied.
+
+    Args:
+        job: The agent's job.
+    """
+    names = ("duplicate_stdout_filters", "duplicate_stderr_filters")
+    return {name: _words(job.passed.get(name)) for name in names}
 
 
 def _words(text: str | None) -> list[str] | None:

@@ -1,32 +1,36 @@
-"""The place of fork server and agent on XLA devices, where torch_xla's own multiprocessing starts the workers.
+"""The fork server's place on XLA devices, where torch_xla's own multiprocessing starts the workers.
 
-    supervisor ──control──► host ──► runner ──torch_xla.launch──► one process for each device
-                              ▲───────────── a socket ─────────────────────────┘
+    supervisor ──control──► host ──► agent             the agent asks for workers, as of a fork server
+                              ▲
+                              └──── runner ──torch_xla.launch──► one process for each device
 
-To the supervisor it speaks as the fork server does. It imports neither torch nor torch_xla; the runner does, and each
-rank tells the host by itself when it begins and how it ends. With one device the runner is the rank.
+Towards supervisor and agent it is a fork server. What the agent asks for is handed to the runner, all ranks of a round
+at once; torch_xla decides which process is which rank, and each of them tells by itself, over a socket, which one it is
+and how it ends. With one device on one host the runner is the rank.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import secrets
+import select
 import selectors
-import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from distrain.launcher.protocol import AgentJob, Channel, agent_job
-from distrain.supervision.reaping import adopt_orphans, die_with_parent, kill_descendants, outlive_parent
+from distrain.launcher.forkserver import AGENT_PRELOAD, ForkServer, Next
+from distrain.launcher.protocol import Channel, WorkerJob, worker_job
+from distrain.rundir import RunDir
+from distrain.supervision.reaping import die_with_parent
 
 __all__ = ["main"]
 
@@ -36,182 +40,263 @@ if sys.path[:1] == [""]: del sys.path[0]
 sys.path.insert(0, sys.argv[2])
 from distrain.launcher.xla_runner import main
 del sys.path[0]
-main(sys.argv[1])
+main(sys.argv[1], int(sys.argv[3]))
 """
 
-OTHERS_GRACE_S = 5.0
-"""How long the other ranks may go on after one has failed; they may be waiting for it for ever."""
+_CREDENTIALS = struct.Struct("3i")
 
 
-class _Host:
-    """One run: its attempts, one after the other.
+@dataclass(slots=True, kw_only=True)
+class _Rank:
+    """The process of one rank.
 
     Args:
-        control: The channel to the supervisor.
-        job: What to launch.
+        channel: The connection to it.
+        job: What the agent has asked for, as if it knew which rank this will be.
+        rank: Which one it is, once torch_xla has said so.
+        exit_code: What its program has ended with, while that is not told yet.
     """
 
-    def __init__(self, control: Channel, job: AgentJob) -> None:
-        self._control = control
-        self._job = job
-        self._folder = Path(tempfile.mkdtemp(prefix="xla-", dir=job.scratch or None))
-        self._stopped_by = 0
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
-        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        for name in job.signals:
-            signal.signal(signal.Signals[name], self._on_signal)
+    channel: Channel
+    job: WorkerJob
+    rank: int | None = None
+    exit_code: int | None = None
 
-    def run(self) -> None:
-        """Run attempts until one ends well, none is left, or a signal has come; report it."""
-        try:
-            for attempt in range(self._job.first_attempt, self._job.first_attempt + self._job.max_restarts + 1):
-                codes = self._attempt(attempt)
-                if self._stopped_by:
-                    self._report(outcome="signalled", signal=self._stopped_by)
-                    return
-                if codes and not any(codes.values()):
-                    self._report(outcome="succeeded")
-                    return
-                if not codes:
-                    error = "torch_xla could not start the ranks; the launcher's log has its words"
-                    self._report(outcome="broken", error=error)
-                    return
-            first = next(rank for rank, code in codes.items() if code)
-            self._report(outcome="failed", first=first)
-        finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _attempt(self, attempt: int) -> dict[int, int]:
-        """Run one round of workers; return the exit code of each rank that has begun."""
-        address = str(self._folder / f"{attempt}.sock")
-        with socket.socket(socket.AF_UNIX) as listener, selectors.DefaultSelector() as selector:
-            listener.bind(address)
-            listener.listen(256)
-            request = self._folder / f"{attempt}.json"
-            request.write_text(json.dumps({"job": asdict(self._job), "attempt": attempt, "address": address}))
-            for readable in (listener, self._wake_read, self._control):
-                selector.register(readable, selectors.EVENT_READ)
-            words = [sys.executable, "-u", "-c", RUNNER, str(request), str(Path(__file__).parents[2])]
-            with subprocess.Popen(words, env=self._job.env, start_new_session=True) as runner:
-                return self._watch(attempt, runner, listener, selector)
+class XlaHost(ForkServer):
+    """The server's state beside that of a fork server.
 
-    def _watch(
-        self,
-        attempt: int,
-        runner: subprocess.Popen[bytes],
-        listener: socket.socket,
-        selector: selectors.BaseSelector,
-    ) -> dict[int, int]:
-        ranks: dict[Channel, dict[str, Any]] = {}
-        codes: dict[int, int] = {}
-        deadline: float | None = None
-        asked = False
-        while True:
-            for key, _ in selector.select(0.1):
-                if key.fileobj is listener:
-                    channel = Channel(listener.accept()[0])
-                    selector.register(channel, selectors.EVENT_READ)
-                elif key.fileobj is self._control:
-                    self._obey(runner.pid)
-                elif key.fd == self._wake_read:
-                    with contextlib.suppress(BlockingIOError):
-                        os.read(self._wake_read, 4096)
-                else:
-                    assert isinstance(key.fileobj, Channel)
-                    self._hear(key.fileobj, attempt, ranks, codes)
-                    if key.fileobj.closed:
-                        selector.unregister(key.fileobj)
-            ended = runner.poll()
-            if ended is not None and not selector.select(0):
-                self._settle(ranks, codes, ended)
-                return codes
-            if self._stopped_by and not asked:
-                asked, deadline = True, time.monotonic() + self._job.grace_s
-                _signal_group(runner.pid, self._stopped_by)
-            elif any(codes.values()) and deadline is None:
-                deadline = time.monotonic() + OTHERS_GRACE_S
-            if deadline is not None and time.monotonic() > deadline:
-                _signal_group(runner.pid, signal.SIGKILL)
+    Args:
+        control: As in `ForkServer`.
+        blocked: As in `ForkServer`.
+    """
 
-    def _obey(self, runner_pid: int) -> None:
-        """End the attempt when the supervisor says that it hangs, everything when the supervisor is gone."""
-        if any(message["op"] == "hung" for message in self._control.receive()):
-            _signal_group(runner_pid, signal.SIGKILL)
-        if self._control.closed:
-            _end_everything()
+    def __init__(self, control: Channel, blocked: Sequence[str]) -> None:
+        super().__init__(control, blocked)
+        self._address = f"distrain-xla-{secrets.token_hex(16)}"
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(f"\0{self._address}")
+        self._listener.listen(256)
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._channels: set[Channel] = set()
+        self._runner: subprocess.Popen[bytes] | None = None
+        self._runners_channel: Channel | None = None
+        self._wanted: list[WorkerJob] = []
+        self._jobs: list[WorkerJob] = []
+        self._ranks: dict[int, _Rank] = {}
 
-    def _tell(self, op: str, **fields: Any) -> None:
-        try:
-            self._control.send(op, **fields)
-        except OSError:  # the supervisor is gone
-            _end_everything()
+    def start_runner(self) -> None:
+        """Start the next round's runner, which imports torch_xla while the agent still finds the other nodes."""
+        package = str(Path(__file__).parents[2])
+        words = [sys.executable, "-u", "-c", RUNNER, self._address, package, str(os.getpid())]
+        self._runner = subprocess.Popen(words, env=self.await_job().env, start_new_session=True)
 
-    def _hear(
-        self, channel: Channel, attempt: int, ranks: dict[Channel, dict[str, Any]], codes: dict[int, int]
-    ) -> None:
-        for message in channel.receive():
-            op = message.pop("op")
-            if op == "ready":
-                self._tell("ready", **message)
-            elif op == "started":
-                ranks[channel] = message
-                self._tell("worker_started", attempt=attempt, **message)
-            else:
-                assert op == "ended", op
-                self._ended(ranks[channel], codes, message["exit_code"])
+    # What the agent asks for.
 
-    def _settle(self, ranks: dict[Channel, dict[str, Any]], codes: dict[int, int], runner_code: int) -> None:
-        """Note the ends of ranks that could not say how they end: killed, or the runner itself."""
-        for rank in ranks.values():
-            if rank["rank"] not in codes:
-                alone = len(ranks) == 1
-                self._ended(rank, codes, runner_code if alone else -signal.SIGKILL)
+    def _spawn(self, message: dict[str, Any]) -> Next | None:
+        self._wanted.append(worker_job(message))
+        self._begin_round()
+        return None
 
-    def _ended(self, rank: dict[str, Any], codes: dict[int, int], code: int) -> None:
-        codes[rank["rank"]] = code
-        self._tell(
-            "worker_exited", rank=rank["rank"], pid=rank["pid"], exit_code=code, monotonic_ns=time.monotonic_ns()
+    def _begin_round(self) -> None:
+        """Give a runner what is wanted, all ranks of a round at once.
+
+        The runner of the round before has to end first, with all its ranks: they hold the devices.
+        """
+        job = self.await_job()
+        if len(self._wanted) < job.nproc:
+            return
+        if self._jobs:
+            if self._runner is not None:
+                _kill_group(self._runner.pid)
+            for pid in self._ranks:
+                self._signal(pid, signal.SIGKILL)
+            if self._runner is not None or self._channels:
+                return
+            self._jobs, self._ranks = [], {}
+            self.start_runner()
+        if self._runners_channel is None:
+            return
+        self._jobs, self._wanted = self._wanted, []
+        several = job.meeting is not None and job.meeting["max_nodes"] > 1
+        self._runners_channel.send(
+            "launch",
+            jobs=[asdict(each) for each in self._jobs],
+            is_alone=job.nproc == 1 and not several,
+            signals=job.signals,
+            run_dir=job.run_dir,
+            terminals=job.terminals,
+            board=job.board,
         )
 
-    def _report(self, **fields: Any) -> None:
-        self._tell("agent_report", **fields)
+    def _kill(self, pid: int, sig: int) -> None:
+        if pid in self._workers:
+            self._asked.add(pid)
+            self._signal(pid, sig)
 
-    def _on_signal(self, number: int, _frame: object) -> None:
-        self._stopped_by = self._stopped_by or number
+    def _signal(self, pid: int, sig: int) -> None:
+        """Signal a rank and its session. It is no child of ours: while its socket is open, the pid is still its own."""
+        if self._ranks[pid].channel.is_open():
+            _kill_group(pid, sig)
+
+    # What runner and ranks say.
+
+    def _accept(self) -> None:
+        sock, _ = self._listener.accept()
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        if _CREDENTIALS.unpack(credentials)[1] != os.getuid():  # an address without a file has no permissions
+            sock.close()
+            return
+        channel = Channel(sock)
+        self._channels.add(channel)
+        self._selector.register(channel, selectors.EVENT_READ, lambda: self._hear(channel))
+
+    def _hear(self, channel: Channel) -> None:
+        if channel not in self._channels:  # it was heard out a moment ago
+            return
+        for message in channel.receive():
+            op = message.pop("op")
+            if op == "runner":
+                self._runners_channel = channel
+                self._begin_round()
+            elif op == "begun":
+                self._begun(channel, message["pid"])
+            elif op == "placed":
+                self._placed(**message)
+            else:
+                assert op in ("ended", "died"), op
+                self._rank_ended(**message, has_died=op == "died")
+        if channel.closed:
+            self._selector.unregister(channel)
+            self._channels.remove(channel)
+            channel.close()
+            if channel is self._runners_channel:
+                self._runners_channel = None
+            self._begin_round()
+
+    def _begun(self, channel: Channel, pid: int) -> None:
+        """Note the process of a rank. Which rank is known when the processes of all hosts have found each other."""
+        if len(self._ranks) == len(self._jobs):
+            self._give_up(len(self._ranks) + 1)
+            return
+        job = self._jobs[len(self._ranks)]
+        self._ranks[pid] = _Rank(channel=channel, job=job)
+        self._workers[pid] = job.rank
+        self._tell_agent("spawned", rank=job.rank, local_rank=job.local_rank, attempt=job.attempt, pid=pid)
+
+    def _placed(self, pid: int, rank: int, local_rank: int, **files: str) -> None:
+        self._ranks[pid].rank = self._workers[pid] = rank
+        attempt = self._ranks[pid].job.attempt
+        self._tell_agent("placed", pid=pid, rank=rank, attempt=attempt)
+        self._tell_supervisor("worker_started", rank=rank, local_rank=local_rank, attempt=attempt, pid=pid, **files)
+        if all(each.rank is not None for each in self._ranks.values()):
+            self._remove_unused_folders()
+
+    def _remove_unused_folders(self) -> None:
+        """Remove the folders that the agent has made for the ranks that it expected here."""
+        rundir = RunDir(root=Path(self.await_job().run_dir))
+        here = {each.rank for each in self._ranks.values()}
+        for job in (each for each in self._jobs if each.rank not in here):
+            with contextlib.suppress(OSError):
+                rundir.rank_dir(job.attempt, job.rank).rmdir()
+
+    # How they end.
+
+    def _rank_ended(self, pid: int, exit_code: int, *, has_died: bool) -> None:
+        """Note how a rank has ended.
+
+        One whose program has ended in order stays as a process until those of the others have, and runs its exit
+        functions then. What is told of the last one ends all processes, so it is told when the runner has ended.
+        """
+        if pid not in self._workers:
+            return
+        rank = self._ranks[pid]
+        if self._runner is not None:
+            if not has_died and len(self._workers) == 1:
+                rank.exit_code = exit_code
+            if rank.exit_code is not None:
+                return
+        if has_died and exit_code != 0:  # the pool of processes in torch_xla's launch ends the others then
+            self._asked.update(other for other in self._workers if other != pid)
+        code = exit_code if rank.exit_code is None else rank.exit_code
+        self._worker_ended(pid=pid, exit_code=code, monotonic_ns=time.monotonic_ns())
+
+    def _place_by_guess(self, pid: int) -> None:
+        """Give a rank that ended before it knew its number one that none has here: it has to be called something."""
+        job = self._ranks[pid].job
+        taken = {each.rank for each in self._ranks.values()}
+        rank = next(each for each in (job.rank, *(other.rank for other in self._jobs)) if each not in taken)
+        rundir = RunDir(root=Path(self.await_job().run_dir))
+        files = {"stdout": rundir.stdout(job.attempt, rank), "stderr": rundir.stderr(job.attempt, rank)}
+        files["error_file"] = rundir.exception(job.attempt, rank)
+        self._placed(pid, rank, job.local_rank, **{name: str(path) for name, path in files.items()})
+
+    def _worker_ended(self, *, pid: int, exit_code: int, monotonic_ns: int) -> None:
+        is_runner = self._runner is not None and pid == self._runner.pid
+        if is_runner:
+            self._hear_out()
+        if self._ranks[pid].rank is None:
+            self._place_by_guess(pid)
+        super()._worker_ended(pid=pid, exit_code=exit_code, monotonic_ns=monotonic_ns)
+        if is_runner:
+            self._other_ended(pid)
+
+    def _other_ended(self, pid: int) -> None:
+        if self._runner is None or pid != self._runner.pid:
+            return
+        self._hear_out()
+        self._runner = None
+        for left in list(self._workers):
+            self._rank_ended(left, -signal.SIGKILL, has_died=True)
+        if not self._ranks:
+            self._give_up(0)
+        for number in range(len(self._ranks), len(self._jobs)):  # the first one's end came before these had begun
+            nobody = Channel(socket.socket(socket.AF_UNIX))
+            nobody.close()
+            self._begun(nobody, pid=-1 - number)
+            self._asked.add(-1 - number)
+            self._rank_ended(-1 - number, -signal.SIGTERM, has_died=True)
+        self._begin_round()
+
+    def _hear_out(self) -> None:
+        """Take in what was said before the runner's end."""
+        while readable := select.select(list(self._channels), [], [], 0)[0]:
+            for channel in readable:
+                self._hear(channel)
+
+    def _give_up(self, found: int) -> None:
+        """Tell the supervisor that torch_xla does not start the ranks that were asked for."""
+        error = "torch_xla could not start the ranks"
+        if found:
+            error = f"torch_xla starts {found} processes here and {self.await_job().nproc} were asked for"
+        error += "; the launcher's log has its words"
+        self._tell_supervisor("agent_report", outcome="broken", error=error)
+
+    def _close(self) -> None:
+        super()._close()
+        self._listener.close()
 
 
 def main(control_fd: int, supervisor_pid: int, blocked: Sequence[str]) -> None:
-    """Be the host of one run.
+    """Be the host of one run; in the forked child, be its agent.
 
     Args:
         control_fd: The open socket to the supervisor.
         supervisor_pid: The process to die with.
-        blocked: The names of the signals that this process was started with blocked, until it can bear them.
+        blocked: The names of the signals that this process was started with blocked.
     """
     die_with_parent(supervisor_pid)
-    outlive_parent(supervisor_pid)
-    adopt_orphans()
-    control = Channel(socket.socket(fileno=control_fd))
-    while not (messages := control.receive()):
-        if control.closed:
-            return
-    job = agent_job(messages[0])
-    control.send("agent_started", pid=os.getpid())
-    host = _Host(control, job)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.Signals[name] for name in blocked if name])
-    host.run()
-    while not control.closed:  # the supervisor ends this process; its own end would look like an accident
-        control.receive()
+    host = XlaHost(Channel(socket.socket(fileno=control_fd)), [name for name in blocked if name])
+    host.start_runner()
+    host.preload(AGENT_PRELOAD)
+    child = host.start_agent()
+    if child is None:
+        host.ready()
+        child = host.serve(supervisor_pid)
+    del host
+    child()
 
 
-def _end_everything() -> NoReturn:
-    kill_descendants()
-    os._exit(128 + signal.SIGKILL)
-
-
-def _signal_group(pid: int, number: int) -> None:
+def _kill_group(pid: int, sig: int = signal.SIGKILL) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, number)
+        os.killpg(pid, sig)

@@ -1,130 +1,167 @@
-"""Starts the ranks of a run on XLA devices by `torch_xla.launch`, and is the body of each of them."""
+"""Starts the ranks of a round on XLA devices by `torch_xla.launch`, and is the body of each of them."""
 
 from __future__ import annotations
 
-import json
 import os
+import signal
 import socket
-import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 from distrain.launcher import bootstrap
 from distrain.launcher.protocol import Channel, WorkerJob
+from distrain.launcher.xla_processes import Children, end, in_the_main_thread, run_to_its_end
 from distrain.plan.environment import ENV_XLA_SPMD
 from distrain.rundir import RunDir
 from distrain.supervision.heartbeat import ENV_HEARTBEAT
+from distrain.supervision.reaping import die_with_parent
 
 __all__ = ["main"]
 
 
-def main(request_file: str) -> None:
-    """Launch the ranks and wait for them; with one device, be the rank.
+def main(address: str, host_pid: int) -> None:
+    """Import torch_xla, wait for the ranks' jobs, launch them and wait for them; alone, be the rank.
 
     Args:
-        request_file: Where the host has written the job, the attempt and its address.
+        address: Where the host listens.
+        host_pid: The process to die with.
     """
-    request = json.loads(Path(request_file).read_text())
-    import torch
+    die_with_parent(host_pid)
+    os.environ.pop("TORCHELASTIC_RUN_ID", None)  # of a launch around this one: torch_xla's would start nothing
+    before = dict(os.environ)
     import torch_xla
     import torch_xla.runtime
 
-    channel = _connect(request)
-    channel.send("ready", pid=os.getpid(), threads=1, torch=torch.__version__)
-    channel.close()
-    if ENV_XLA_SPMD in os.environ:
-        # Not by torch_xla's launch, which confines a single process to one chip.
-        torch_xla.runtime.use_spmd()
-        _be_rank(0, request)
+    channel = _connect(address)
+    channel.send("runner")
+    while not (messages := channel.receive()):
+        if channel.closed:
+            return
+    request = {**messages[0], "address": address, "parent_pid": os.getpid()}
+    for job in request["jobs"]:  # the rest has come to torch_xla already, which may have added to it
+        job["env"] = {name: value for name, value in job["env"].items() if before.get(name) != value}
+    if request["is_alone"]:
+        channel.close()
+        program = _Rank(request)
+        program.begin(is_alone=True)
+        if ENV_XLA_SPMD in os.environ:
+            # Not by torch_xla's launch, which confines a single process to one chip.
+            torch_xla.runtime.use_spmd()
+            program(0)
+        else:
+            torch_xla.launch(program, debug_single_process=True)
         return
-    torch_xla.launch(_be_rank, args=(request,), debug_single_process=request["job"]["nproc"] == 1)
+    for name in request["signals"]:
+        # They are the ranks' business. What is ignored would be so in them, too; a handler is not inherited.
+        signal.signal(signal.Signals[name], lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.Signals[name] for name in request["signals"]])
+    children = Children(lambda pid, code: channel.send("died", pid=pid, exit_code=code))
+    try:
+        torch_xla.launch(_Rank(request))
+    finally:
+        children.stop()
 
 
-def _be_rank(_index: int, request: dict[str, Any]) -> None:
-    """Run the program as one rank; torch_xla calls this in each process it starts, in a thread for each device."""
+class _Rank:
+    """What torch_xla calls in each process that it starts.
+
+    It is unpickled there ahead of that, in the main thread and before the device is touched. That is the moment to tell
+    the host of the process: to find the processes of the other hosts may take torch_xla minutes.
+
+    Args:
+        request: What the host has asked for.
+    """
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self._request = request
+        self._is_alone = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _begun, (self._request,)
+
+    def begin(self, *, is_alone: bool = False) -> None:
+        """Tell the host that this process is there."""
+        self._is_alone = is_alone
+        self._channel = _connect(self._request["address"])
+        self._channel.send("begun", pid=os.getpid())
+
+    def __call__(self, _index: int) -> None:
+        """Run the program, as the rank that torch_xla says."""
+        worker, problem = _worker(self._request)
+        files = {"stdout": worker.stdout, "stderr": worker.stderr, "error_file": worker.error_file}
+        self._channel.send("placed", pid=os.getpid(), rank=worker.rank, local_rank=worker.local_rank, **files)
+        bootstrap.become_rank_of_xla(worker)
+        if self._is_alone:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.Signals[name] for name in self._request["signals"]])
+            bootstrap.run(worker)  # this process's own end is the rank's
+            return
+        code, in_order = run_to_its_end(worker, problem)
+        if not in_order:
+            end(code)  # what waits for this rank elsewhere must see its connections close
+        self._channel.send("ended", pid=os.getpid(), exit_code=code)
+
+
+def _begun(request: dict[str, Any]) -> _Rank:
+    """Return what torch_xla will call, in a process that it has just started."""
+    os.setsid()
+    die_with_parent(request["parent_pid"])
+    rank = _Rank(request)
+    rank.begin()
+    in_the_main_thread()
+    return rank
+
+
+def _worker(request: dict[str, Any]) -> tuple[WorkerJob, str]:
+    """Return this process's job, with the numbers that torch_xla has given it, and what is wrong with those."""
     import torch_xla.runtime as xr
 
-    job, attempt = request["job"], request["attempt"]
+    jobs = [WorkerJob(**job) for job in request["jobs"]]
+    world, nproc = int((os.environ | jobs[0].env)["WORLD_SIZE"]), len(jobs)
     rank, local_rank = xr.global_ordinal(), xr.local_ordinal()
-    rundir = RunDir(root=Path(job["run_dir"]))
-    folder = rundir.rank_dir(attempt, rank)
+    problem = ""
+    if world > 1 and xr.addressable_device_count() > 1:
+        problem = (
+            f"torch_xla has {xr.addressable_device_count()} devices in each process on this kind of TPU, and runs the "
+            "program in a thread for each. distrain runs one rank a process: --xla-spmd uses all devices of a host."
+        )
+    elif world > 1 and xr.world_size() != world:
+        problem = (
+            f"torch_xla finds {xr.world_size()} devices, and {world} ranks were launched, {nproc} on each host. Launch "
+            "on every host of the slice, with all its chips; TPU_WORKER_HOSTNAMES, TPU_WORKER_ID and the bounds that "
+            "torch_xla reads have to tell of the same hosts."
+        )
+    job = jobs[min(local_rank, nproc - 1)]
+    rundir = RunDir(root=Path(request["run_dir"]))
+    folder = rundir.rank_dir(job.attempt, rank)
     folder.mkdir(parents=True, exist_ok=True)
-    terminals = job["terminals"].get(str(rank))
-    stdout, stderr = terminals or [str(rundir.stdout(attempt, rank)), str(rundir.stderr(attempt, rank))]
+    terminals = request["terminals"].get(str(rank))
+    stdout, stderr = terminals or [str(rundir.stdout(job.attempt, rank)), str(rundir.stderr(job.attempt, rank))]
+    numbers = {
+        "RANK": str(rank),
+        "ROLE_RANK": str(rank),
+        "LOCAL_RANK": str(local_rank),
+        "TORCHELASTIC_ERROR_FILE": str(folder / "error.json"),
+    }
+    board = {ENV_HEARTBEAT: f"{request['board']}:{local_rank}"} if request["board"] else {}
     worker = WorkerJob(
         rank=rank,
         local_rank=local_rank,
-        attempt=attempt,
-        kind=job["kind"],
-        target=job["target"],
-        args=job["args"],
-        command=job["command"],
+        attempt=job.attempt,
+        kind=job.kind,
+        target=job.target,
+        args=job.args,
+        command=job.command,
         warm=True,
-        env={**os.environ, **_variables(rank, local_rank, job, attempt), **_board(job, local_rank)},
+        env={**os.environ, **job.env, **numbers, **board},
         stdout=stdout,
         stderr=stderr,
-        error_file=str(rundir.exception(attempt, rank)),
-        stacks_file=str(rundir.stacks(attempt, rank)),
+        error_file=str(rundir.exception(job.attempt, rank)),
+        stacks_file=str(rundir.stacks(job.attempt, rank)),
     )
-    channel = _connect(request)
-    begun = {"rank": rank, "local_rank": local_rank, "pid": os.getpid()}
-    channel.send("started", **begun, stdout=stdout, stderr=stderr, error_file=worker.error_file)
-    bootstrap.become_rank_of_xla(worker)
-    if threading.current_thread() is threading.main_thread() and job["nproc"] == 1:
-        bootstrap.run(worker)  # this process's own end is the rank's
-        return
-    code = _run_to_its_end(worker)
-    channel.send("ended", exit_code=code)
-    if code:
-        raise SystemExit(code)
+    return worker, problem
 
 
-def _variables(rank: int, local_rank: int, job: dict[str, Any], attempt: int) -> dict[str, str]:
-    """Return torchrun's variables. With them a script that calls `torch_xla.launch` itself runs on in this process."""
-    import torch_xla.runtime as xr
-
-    # A process that is alone may see several devices, and uses one of them, or all as one.
-    world = xr.world_size()
-    local_world = 1 if world == 1 else xr.local_process_count() * xr.addressable_device_count()
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(local_rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(local_world),
-        "GROUP_RANK": str(rank // local_world),
-        "ROLE_RANK": str(rank),
-        "ROLE_NAME": job["role"],
-        "GROUP_WORLD_SIZE": str(world // local_world),
-        "ROLE_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0" if world == 1 else os.environ.get("MASTER_PORT", "29500"),
-        "TORCHELASTIC_RUN_ID": job["run_id"],
-        "TORCHELASTIC_RESTART_COUNT": str(attempt - job["first_attempt"]),
-        "TORCHELASTIC_MAX_RESTARTS": str(job["max_restarts"]),
-    }
-
-
-def _board(job: dict[str, Any], local_rank: int) -> dict[str, str]:
-    return {ENV_HEARTBEAT: f"{job['board']}:{local_rank}"} if job["board"] else {}
-
-
-def _run_to_its_end(worker: WorkerJob) -> int:
-    """Run the program where its end must not be the process's; return the exit code that it would have been."""
-    try:
-        bootstrap.run(worker)
-    except SystemExit as end:
-        if end.code is None or isinstance(end.code, int):
-            return end.code or 0
-        print(end.code, file=sys.stderr)
-        return 1
-    except BaseException:  # noqa: BLE001 - as the interpreter itself does
-        sys.excepthook(*sys.exc_info())
-        return 1
-    return 0
-
-
-def _connect(request: dict[str, Any]) -> Channel:
+def _connect(address: str) -> Channel:
     sock = socket.socket(socket.AF_UNIX)
-    sock.connect(request["address"])
+    sock.connect(f"\0{address}")
     return Channel(sock)

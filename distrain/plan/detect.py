@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["available_cpus", "tpu", "visible_chips", "visible_cpus", "visible_gpus"]
+__all__ = ["available_cpus", "has_tpu_chips", "tpu", "visible_chips", "visible_cpus", "visible_gpus"]
 
 TPU_VARIABLES = ("TPU_WORKER_ID", "TPU_ACCELERATOR_TYPE", "TPU_CHIPS_PER_HOST_BOUNDS")
 """Variables that only the TPU's runtime sets."""
 
 GOOGLE = "0x1ae0"
-TPU_CHIPS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f")
-"""The PCI ids of TPU v2 to v6e, as torch_xla has them; Google's network card has its vendor id too."""
+TPU_CHIPS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
+"""The PCI ids of TPU v2 to v7x, as torch_xla has them; Google's network card has its vendor id too."""
 
 
 def visible_cpus() -> int:
@@ -91,18 +93,25 @@ def visible_gpus(environ: Mapping[str, str], root: Path = Path("/")) -> int:
 def visible_chips(environ: Mapping[str, str], root: Path = Path("/")) -> tuple[int, str]:
     """Return the number of XLA devices that torch_xla would start a process for, at least 1, and what was seen.
 
-    A TPU chip has a node `/dev/accel<N>`, or `/dev/vfio/<N>` since TPU v5. `PJRT_DEVICE=CPU` makes one device of
-    the CPU.
+    It counts chips on the PCI bus, and starts no more processes than `TPU_PROCESS_BOUNDS` has places. Where the bus
+    shows none, a chip has a node `/dev/accel<N>`, or `/dev/vfio/<N>` since TPU v5. `PJRT_DEVICE=CPU` makes one device
+    of the CPU.
 
     Args:
         environ: The environment the workers will get.
-        root: Where `dev` is looked for.
+        root: Where `dev` and `sys` are looked for.
     """
     if environ.get("PJRT_DEVICE", "").upper() == "CPU":
         return 1, "PJRT_DEVICE=CPU"
-    chips = [path for path in (root / "dev").glob("accel[0-9]*") if path.name[5:].isdigit()]
-    chips = chips or [path for path in (root / "dev/vfio").glob("[0-9]*") if path.name.isdigit()]
-    return max(1, len(chips)), f"{len(chips)} TPU chip{'s' * (len(chips) != 1)}"
+    nodes = [path for path in (root / "dev").glob("accel[0-9]*") if path.name[5:].isdigit()]
+    nodes = nodes or [path for path in (root / "dev/vfio").glob("[0-9]*") if path.name.isdigit()]
+    chips = _num_on_the_bus(root) or len(nodes)
+    seen = f"{chips} TPU chip{'s' * (chips != 1)}"
+    bounds = environ.get("TPU_PROCESS_BOUNDS", "")
+    if re.fullmatch(r"\d+(,\d+)*", bounds) and math.prod(map(int, bounds.split(","))) < chips:
+        chips = math.prod(map(int, bounds.split(",")))
+        seen += f", TPU_PROCESS_BOUNDS={bounds}"
+    return max(1, chips), seen
 
 
 def tpu(environ: Mapping[str, str], root: Path = Path("/")) -> str:
@@ -121,8 +130,20 @@ def tpu(environ: Mapping[str, str], root: Path = Path("/")) -> str:
     variable = next((name for name in TPU_VARIABLES if environ.get(name)), "")
     if variable:
         return variable
-    is_there = any((root / "dev").glob("accel[0-9]*")) or any(map(_is_tpu, (root / "sys/bus/pci/devices").glob("*")))
-    return visible_chips({}, root)[1] if is_there else ""
+    return visible_chips({}, root)[1] if has_tpu_chips(root) else ""
+
+
+def has_tpu_chips(root: Path = Path("/")) -> bool:
+    """Whether this machine has TPU chips.
+
+    Args:
+        root: Where `dev` and `sys` are looked for.
+    """
+    return any((root / "dev").glob("accel[0-9]*")) or _num_on_the_bus(root) > 0
+
+
+def _num_on_the_bus(root: Path) -> int:
+    return sum(map(_is_tpu, (root / "sys/bus/pci/devices").glob("*")))
 
 
 def _is_tpu(device: Path) -> bool:

@@ -1,7 +1,7 @@
 """The environment of the workers: what distrain and torch add to that of the shell.
 
-torch's agent itself sets the variables of `rank_variables` when the workers start, on XLA devices distrain's runner
-does; they are worked out here for the plan that people read, and a test compares the two.
+torch's agent itself sets the variables of `rank_variables` when the workers start; they are worked out here for the
+plan that people read, and a test compares the two. On XLA devices torch_xla says in each process which rank it is.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ ENV_SMOKE = "DISTRAIN_SMOKE_TEST"
 """As in `distrain.rundir`, likewise."""
 
 AS_PLACED = "(as the scheduler places it)"
+AS_XLA_NUMBERS = "(as torch_xla numbers it)"
 
 
 def shared_variables(plan: Plan, run_dir: Path | str, run_dir_variable: str) -> dict[str, str]:
@@ -50,6 +51,7 @@ def shared_variables(plan: Plan, run_dir: Path | str, run_dir_variable: str) -> 
     """
     return {
         **plan.profile_env,
+        **plan.slice_env,
         "OMP_NUM_THREADS": str(plan.omp_num_threads),
         run_dir_variable: str(run_dir),
         ENV_DEVICE: plan.device,
@@ -91,15 +93,16 @@ def rank_variables(plan: Plan, environ: Mapping[str, str], *, node_rank: int, lo
         "TORCHELASTIC_RUN_ID": run_id,
         ENV_HEARTBEAT: AT_START,
     }
-    if plan.device == "xla":
-        port = "0" if world == 1 else environ.get("MASTER_PORT", "29500")
-        return variables | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": AT_START}
     variables |= {
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_ERROR_FILE": AT_START,
         "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(plan.signals),
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
     }
+    if plan.device == "xla":
+        del variables["TORCHELASTIC_SIGNALS_TO_HANDLE"]  # of a torch newer than torch_xla's
+        if world > 1:
+            variables |= {"RANK": AS_XLA_NUMBERS, "ROLE_RANK": AS_XLA_NUMBERS}
     if alone:
         variables |= loopback_variables(environ)
     if plan.virtual_local_rank:

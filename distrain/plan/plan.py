@@ -13,7 +13,7 @@ from typing import Literal
 from distrain.errors import UsageError, did_you_mean
 from distrain.plan import cluster, detect, profile
 from distrain.plan.ahead import Ahead
-from distrain.plan.cluster import Placement
+from distrain.plan.cluster import Placement, tpu
 from distrain.plan.draft import Draft
 from distrain.plan.meeting import Meeting, resolve_meeting
 from distrain.plan.options import OPTIONS
@@ -21,6 +21,7 @@ from distrain.plan.program import Program
 from distrain.plan.ranks import resolve_ranks
 from distrain.plan.related import without_overruled
 from distrain.plan.shown import Shown, resolve_shown
+from distrain.plan.slices import check_slice
 from distrain.plan.smoke import without_what_a_smoke_test_has_not
 from distrain.plan.sources import Setting, given, is_worker
 
@@ -71,6 +72,7 @@ class Plan:
         placement: What a scheduler said about this process, or None.
         profile_env: Variables for the workers from a profile; those of this shell are stronger.
         overruled_env: The names of those that are.
+        slice_env: Variables by which torch_xla uses one host of a TPU slice alone; they are stronger than the shell's.
         passed: Options that go to torch as they are, by name; None where not given.
         settings: Every value above that a user can set, with its origin.
         warnings: What was asked for and is not done, a line each.
@@ -97,6 +99,7 @@ class Plan:
     virtual_local_rank: bool = False
     placement: Placement | None = None
     profile_env: Mapping[str, str] = field(default_factory=dict)
+    slice_env: Mapping[str, str] = field(default_factory=dict)
     overruled_env: tuple[str, ...] = ()
     passed: Mapping[str, str | None] = field(default_factory=dict)
     settings: Mapping[str, Setting] = field(default_factory=dict)
@@ -170,12 +173,9 @@ class _Resolution:
         device, nproc = resolve_ranks(draft)
         meeting = resolve_meeting(draft)
         nnodes = 1 if meeting is None else meeting.max_nodes
-        if device == "xla" and nnodes > 1:
-            raise UsageError(
-                f"device xla ({draft.settings['device'].detail}) runs on one node so far, and there are {nnodes} "
-                f"({draft.settings['nnodes'].detail}). Give --standalone for the chips of this host alone, or another "
-                "device."
-            )
+        if device == "xla" and meeting is not None and nnodes > 1:
+            check_slice(draft, meeting, nproc)
+        alone = tpu.this_host_alone(draft.environ) if device == "xla" and "standalone" in self.found else {}
         restarts = draft.whole("max_restarts", "a whole number", least=0, default=0)
         shown = resolve_shown(draft, nproc=nproc, world=nproc * nnodes)
         warm = self._warm(device)
@@ -221,6 +221,7 @@ class _Resolution:
             virtual_local_rank=virtual,
             placement=draft.placement,
             profile_env=self.profile_env,
+            slice_env=alone,
             overruled_env=() if self.profile is None else tuple(sorted(self.profile.env.keys() - self.profile_env)),
             passed=passed,
             settings=draft.settings,

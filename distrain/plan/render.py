@@ -95,8 +95,11 @@ def _lines(data: Mapping[str, Any]) -> Iterator[str]:
     if silent:
         yield f"not set: {', '.join(silent)}"
     yield ""
-    nodes = [(str(n["node_rank"]), n["host"] or "", _range(n["ranks"])) for n in data["nodes"]]
-    yield from _table(("node", "host", "ranks"), nodes)
+    # torch_xla numbers the ranks of several hosts in an order of its own
+    is_slice = data["settings"]["device"]["value"] == "xla" and len(data["nodes"]) > 1
+    ranks = (str(len(node["ranks"])) if is_slice else _range(node["ranks"]) for node in data["nodes"])
+    nodes = [(str(n["node_rank"]), n["host"] or "", each) for n, each in zip(data["nodes"], ranks, strict=True)]
+    yield from _table(("node", "host", "number of ranks" if is_slice else "ranks"), nodes)
     yield ""
     ranks = data["ranks"]
     same = {k: v for k, v in ranks[0]["environment"].items() if all(r["environment"].get(k) == v for r in ranks)}

@@ -93,6 +93,8 @@ def test_the_order_is_that_of_the_node_ranks_and_else_as_it_was():
 
 def test_ranks_are_named_by_host():
     assert spans([NODE, replace(OTHER, nproc=1), NODE]) == "h0: ranks 0-1, h1: rank 2, h0: ranks 3-4"
+    on_xla = [replace(NODE, device="xla"), replace(OTHER, device="xla", nproc=1)]
+    assert spans(on_xla) == "h0: 2 ranks, h1: 1 rank"
 
 
 def test_facts_survive_the_way_and_those_of_another_version_too():

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from distrain.launcher.inquiry import Inquiry, Node
+from distrain.launcher.inquiry import Found, Inquiry, Node
 from distrain.supervision.beat import Beat
 from distrain.supervision.hangs import Silence, judge
 from distrain.supervision.places import Place
@@ -151,3 +151,12 @@ def test_strangers_are_not_listened_to():
     net = Net()
     net.nodes[0].heard(50 * S, "t9", {"word": "stand", "hang": {}, "places": [], "doing": {}})
     assert net.nodes[0].hang is None
+
+
+def test_a_node_that_says_which_ranks_it_has_is_known_by_those():
+    first = Net().nodes[0]
+    hang = judge(50 * S, [silence(2, 10.5), silence(3, 10.5)], 10.0)
+    assert first.is_elsewhere(Found(hang=hang, odd=(2,), doing={}))
+    first.placed("t1", [0, 7])
+    assert first.is_elsewhere(Found(hang=hang, odd=(7,), doing={}))
+    assert not first.is_elsewhere(Found(hang=hang, odd=(2,), doing={}))

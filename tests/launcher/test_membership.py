@@ -298,5 +298,8 @@ def test_whose_ranks_have_ended_well_is_known_by_rank_and_host_until_the_next_ro
     assert membership.left_elsewhere() == dict.fromkeys(range(ranks, ranks + OTHER.nproc), OTHER.host)
     membership.take("done", {"token": "c"})
     assert membership.left_elsewhere()[ranks + OTHER.nproc] == "h2"
+    membership.take("placed", {"token": "b", "round": 0, "ranks": [0, 7]})
+    assert membership.left_elsewhere().items() >= {0: OTHER.host, 7: OTHER.host}.items()
+    assert ranks not in membership.left_elsewhere()
     membership.began(1, [NODE, OTHER])
     assert membership.left_elsewhere() == {}

@@ -1,46 +1,27 @@
-"""`distrain launch --device xla` on a host with two chips, one process each. The chips are fake.
+"""`distrain launch --device xla` on a host with two chips, one process each. The chips are fake, see `fake_replicas`.
 
-torch_xla's launch is a stand-in that starts the processes as the real one does on a TPU host, and their reductions go
-over gloo; host, runner, ranks and all they do are real.
+torch_xla's launch starts the processes itself; reductions go over gloo. Host, runner, ranks and all they do are real.
 """
 
 from __future__ import annotations
 
 import json
-import socket
-import sys
+import os
+import re
+import signal
 
 import pytest
 
-from tests.support.processes import REPOSITORY, run
+from tests.support import fake_replicas
+from tests.support.launching import launch, launching
+from tests.support.processes import descendants, is_alive, wait_until
 
 pytestmark = [pytest.mark.xla, pytest.mark.usefixtures("xla_device")]
 
-SITE = """
-import sys
-
-if any("xla_runner" in word for word in sys.orig_argv):
-    import torch_xla
-    from tests.support import fake_replicas
-
-    torch_xla.launch = fake_replicas.launch
-"""
-
-LAUNCH = """
-import os, sys
-from dataclasses import replace
-from pathlib import Path
-
-from distrain.launcher.run import run
-from distrain.plan import Program, resolve
-
-plan = resolve(Program(kind="script", target="train.py"), {"device": "xla", "run_dir": "run"}, environ=os.environ)
-sys.exit(run(replace(plan, nproc=2), environ=os.environ))  # as many as the host would have chips
-"""
-
 TRAIN = """
-import json, os, sys
+import atexit, json, os, threading
 import torch, distrain
+atexit.register(lambda: print("exit function", flush=True))
 
 with distrain.init() as world:
     torch.manual_seed(world.rank)
@@ -51,37 +32,112 @@ with distrain.init() as world:
     loader = distrain.dataloader(torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True)), 4)
     trainer = distrain.create_supervised_trainer(model, optimizer, torch.nn.functional.mse_loss, device=world.device)
     trainer.run(loader, max_epochs=2)
-    if world.rank == 1 and FAILS:
-        sys.exit(7)
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
     print(json.dumps({**{name: os.environ[name] for name in names}, "device": str(world.device),
+                      "is_main_thread": threading.current_thread() is threading.main_thread(),
                       "steps": trainer.state.iteration, "weight": model.weight.detach().cpu().tolist()}), flush=True)
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and world.rank == 1:
+    os.kill(os.getpid(), 9)
+"""
+
+ENDLESS = """
+import torch, distrain
+with distrain.init() as world:
+    model = torch.nn.Linear(2, 1).to(world.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = distrain.create_supervised_trainer(model, optimizer, torch.nn.functional.mse_loss, device=world.device)
+    distrain.Checkpointer(every=10**9).attach(trainer, model=model, optimizer=optimizer)
+    trainer.add_event_handler(distrain.Events.ITERATION_COMPLETED(once=2), lambda: print("iteration 2", flush=True))
+    try:
+        trainer.run([(torch.ones(2, 2), torch.ones(2, 1))], max_iters=10**9)
+    finally:
+        print("ended after", trainer.state.iteration, flush=True)
+"""
+
+NO_TRAINER = """
+import time
+import distrain
+with distrain.init() as world:
+    print("waiting", flush=True)
+    try:
+        time.sleep(600)
+    finally:
+        print("cleaned up", flush=True)
 """
 
 
-def launched(folder, *, fails=False):
-    (folder / "sitecustomize.py").write_text(SITE)
-    (folder / "train.py").write_text(TRAIN.replace("FAILS", str(fails)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {"PYTHONPATH": f"{folder}:{REPOSITORY}", "PJRT_DEVICE": "CPU", "MASTER_PORT": str(port)}
-    return run([sys.executable, "-c", LAUNCH], cwd=folder, env=env, deadline_s=100)
+def variables(folder, chips=2, hosts=("localhost",)):
+    return {
+        **fake_replicas.site(folder),
+        **fake_replicas.variables(hosts, 0, chips),
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }
 
 
-def test_each_fake_chip_has_a_process_and_they_train_together(tmp_path):
-    done = launched(tmp_path)
+def log(run_dir, rank, attempt=0, stream="stdout"):
+    return (run_dir / f"attempt-{attempt}/rank-{rank}/{stream}.log").read_text()
+
+
+def test_each_fake_chip_has_a_process_they_train_together_and_begin_again_after_a_failure(tmp_path):
+    """The host is one of two of a slice, and is used alone."""
+    (tmp_path / "train.py").write_text(TRAIN)
+    options = ("--standalone", "--run-dir", "run", "--max-restarts", "1", "--retry", "always", "train.py")
+    env = {**variables(tmp_path), **fake_replicas.variables(["h0", "h1"], 1, 2)}
+    done = launch(*options, cwd=tmp_path, env=env, deadline_s=100)
     assert done.returncode == 0, done.stderr
-    logs = [tmp_path / f"run/attempt-0/rank-{rank}/stdout.log" for rank in (0, 1)]
-    one, other = (json.loads(log.read_text().splitlines()[-1]) for log in logs)
-    for rank, each in enumerate((one, other)):
-        assert (each["RANK"], each["LOCAL_RANK"]) == (str(rank), str(rank))
-        assert (each["WORLD_SIZE"], each["LOCAL_WORLD_SIZE"], each["device"]) == ("2", "2", "xla:0")
-        assert each["steps"] == 6
-    assert one["weight"] == other["weight"]
+    assert "2 ranks on xla" in done.stderr
+    assert re.search(r"attempt 0 failed, starting the next · root cause: rank 1 on \S+: SIGKILL", done.stderr)
+    for attempt in (0, 1):
+        logs = [log(tmp_path / "run", rank, attempt) for rank in (0, 1)]
+        assert [text.endswith("exit function\n") for text in logs] == [attempt == 1] * 2
+        said = [json.loads(next(line for line in text.splitlines() if line[0] == "{")) for text in logs]
+        for rank, each in enumerate(said):
+            assert (each["RANK"], each["LOCAL_RANK"]) == (str(rank), str(1 - rank))
+            assert (each["WORLD_SIZE"], each["LOCAL_WORLD_SIZE"], each["device"]) == ("2", "2", "xla:0")
+            assert (each["steps"], each["is_main_thread"]) == (6, True)
+        assert said[0]["weight"] == said[1]["weight"]
+        assert said[0]["MASTER_PORT"] == said[1]["MASTER_PORT"] != "29500"
 
 
-def test_the_fake_chip_whose_process_fails_is_named_and_its_code_is_the_runs(tmp_path):
-    done = launched(tmp_path, fails=True)
-    assert done.returncode == 7, done.stderr
-    assert "root cause: rank 1 on" in done.stderr
+@pytest.mark.parametrize(
+    ("number", "code", "words"), [(signal.SIGTERM, 75, "preempted after"), (signal.SIGINT, 130, "ended by SIGINT")]
+)
+def test_fake_chips_that_all_get_a_signal_stop_at_the_same_step_and_save(tmp_path, number, code, words):
+    """A scheduler sends its signal to every process of a job."""
+    (tmp_path / "train.py").write_text(ENDLESS)
+    with launching("train.py", cwd=tmp_path, env=variables(tmp_path)) as live:
+        for rank in (0, 1):
+            live.wait_for_output("iteration 2", rank=rank)
+        tree = descendants(live.process.pid)
+        for pid in [live.process.pid, *(each.pid for each in tree)]:
+            os.kill(pid, number)
+        got, _, err = live.end(60)
+    assert got == code, err
+    assert words in err
+    ends = [log(tmp_path / "run", rank).splitlines()[-1] for rank in (0, 1)]
+    step = int(ends[0].split()[-1])
+    assert ends == [f"ended after {step}"] * 2
+    assert [path.name for path in (tmp_path / "run/checkpoints").glob("step-*")] == [f"step-{step:08}"]
+    wait_until(lambda: not any(is_alive(each.pid) for each in tree), 10, what="the end of all")
+
+
+def test_without_a_trainer_ctrl_c_reaches_the_program_on_fake_chips(tmp_path):
+    (tmp_path / "train.py").write_text(NO_TRAINER)
+    with launching("train.py", cwd=tmp_path, env=variables(tmp_path)) as live:
+        for rank in (0, 1):
+            live.wait_for_output("waiting", rank=rank)
+        live.process.send_signal(signal.SIGINT)
+        code, _, err = live.end(30)
+    assert code == 130, err
+    for rank in (0, 1):
+        assert "cleaned up" in log(tmp_path / "run", rank)
+        assert "KeyboardInterrupt" in log(tmp_path / "run", rank, stream="stderr")
+
+
+def test_a_fake_chip_that_finds_another_slice_says_so(tmp_path):
+    """The launch knows of this host alone, and torch_xla's bounds tell of a second one."""
+    (tmp_path / "train.py").write_text("print(1)")
+    env = variables(tmp_path, hosts=("localhost", "h1"))
+    done = launch("--run-dir", "run", "train.py", cwd=tmp_path, env=env, deadline_s=100)
+    assert done.returncode == 1
+    assert "LaunchError: torch_xla finds 4 devices, and 2 ranks were launched, 2 on each host." in done.stderr

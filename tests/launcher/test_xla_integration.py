@@ -103,7 +103,7 @@ def test_its_end_is_the_runs(tmp_path, how, code, said):
 
 
 def test_a_failed_rank_is_started_again(tmp_path):
-    done = run(tmp_path, FAIL_ONCE.format(how="sys.exit(3)"), "--max-restarts", "1", "train.py")
+    done = run(tmp_path, FAIL_ONCE.format(how="sys.exit(3)"), "--max-restarts", "1", "--retry", "always", "train.py")
     assert done.returncode == 0, done.stderr
     logs = [(tmp_path / f"run/attempt-{n}/rank-0/stdout.log").read_text() for n in (0, 1)]
     assert [text.strip() for text in logs] == ["attempt 0 xla:0", "attempt 1 xla:0"]

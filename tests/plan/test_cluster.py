@@ -8,6 +8,7 @@ import pytest
 
 from distrain.errors import UsageError
 from distrain.plan import Program, cluster, detect, resolve
+from distrain.plan.cluster import tpu
 from distrain.plan.cluster.hosts import expand_counts, expand_hosts
 
 SCRIPT = Program(kind="script", target="train.py")
@@ -243,6 +244,8 @@ def test_where_the_other_tasks_are_is_told_where_it_is_known(environ, hosts, tas
         ({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "4"}, "Open MPI's variables contradict each other"),
         ({**PODS, "RANK": "3"}, "Kubernetes' variables contradict each other: RANK=3, WORLD_SIZE=3"),
         ({**TPU, "TPU_WORKER_ID": "2"}, "TPU_WORKER_ID is 2 and TPU_WORKER_HOSTNAMES names 2 hosts"),
+        ({"TPU_WORKER_HOSTNAMES": "t0,t1"}, "TPU_WORKER_HOSTNAMES names 2 hosts and TPU_WORKER_ID is not set"),
+        ({**TPU, "TPU_WORKER_HOSTNAMES": "t0,t0"}, "TPU_WORKER_HOSTNAMES names t0 more than once"),
     ],
 )
 def test_contradictions_are_errors(environ, message):
@@ -314,12 +317,67 @@ def test_a_launch_inside_a_worker_is_a_run_of_its_own():
     assert str(planned({"DISTRAIN_RUN_DIR": "/runs/x"}).run_dir) == "/runs/x"
 
 
-def test_several_nodes_with_xla_devices_are_refused(monkeypatch):
+def test_the_hosts_of_a_slice_meet_at_the_first(monkeypatch):
     monkeypatch.setattr(detect, "visible_chips", lambda environ: (4, "4 TPU chips"))
-    with pytest.raises(UsageError, match=r"device xla \(TPU_WORKER_ID\) runs on one node so far, and there are 2"):
-        planned(TPU)
-    plan = planned(TPU, standalone="1")
-    assert (plan.device, plan.nproc, plan.meeting) == ("xla", 4, None)
+    plan = planned(TPU)
+    assert (plan.device, plan.nproc, plan.meeting.node_rank) == ("xla", 4, 1)
+    assert (plan.meeting.min_nodes, plan.meeting.max_nodes, plan.meeting.endpoint) == (2, 2, "t0:29500")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"nnodes": "1:2"}, "--nnodes: got '1:2' for device xla, where a slice has all its hosts or none"),
+        ({"nnodes": "3"}, "--nnodes: got '3', and the allocation has 2 (TPU host 1 of 2)"),
+        ({"nnodes": "1"}, "--nnodes: got '1', and TPU has started 2 processes (TPU host 1 of 2)"),
+        ({"xla_spmd": "1"}, "--xla-spmd: one process for all devices runs on one host so far, and there are 2 hosts"),
+        ({"rdzv_backend": "static"}, "--rdzv-backend: got 'static' for device xla on 2 hosts (TPU host 1 of 2)"),
+        ({"rdzv_conf": "store_type=file"}, "--rdzv-conf: got 'store_type=file' for device xla on 2 hosts"),
+        ({"nproc": "1"}, "--nproc: got '1' for device xla on 2 hosts (TPU host 1 of 2), where torch_xla starts one"),
+    ],
+)
+def test_what_the_hosts_of_a_slice_cannot_do(monkeypatch, flags, message):
+    monkeypatch.setattr(detect, "visible_chips", lambda environ: (4, "4 TPU chips"))
+    with pytest.raises(UsageError, match=re.escape(message)):
+        planned(TPU, **flags)
+
+
+METADATA = {
+    "tpu-env": "ACCELERATOR_TYPE: 'v4-16'\nCHIPS_PER_HOST_BOUNDS: '2,2,1'\nWORKER_ID: '1'\nZONE: 'x'\n",
+    "worker-network-endpoints": "unknown:unknown:10.0.0.5,unknown:unknown:10.0.0.6",
+}
+
+
+def test_without_variables_a_slice_is_known_from_the_metadata_server(monkeypatch):
+    monkeypatch.setattr(detect, "has_tpu_chips", lambda: True)
+    found = tpu.placement({}, METADATA.get)
+    assert (found.nnodes, found.node_rank, found.head, found.hosts) == (2, 1, "10.0.0.5", ("10.0.0.5", "10.0.0.6"))
+    assert tpu.placement({}, {}.get) is None
+    for environ in ({"TPU_SKIP_MDS_QUERY": "1"}, {"PJRT_DEVICE": "CPU"}):
+        assert tpu.placement(environ, METADATA.get) is None
+    with pytest.raises(UsageError, match="the TPU's metadata say that this is host 2 and name 2 hosts"):
+        tpu.placement({}, {**METADATA, "tpu-env": "WORKER_ID: 2"}.get)
+    with pytest.raises(UsageError, match="the TPU's metadata name its hosts as 'h0'"):
+        tpu.placement({}, {**METADATA, "worker-network-endpoints": "h0"}.get)
+
+
+def test_one_host_of_a_slice_can_be_used_alone(monkeypatch):
+    monkeypatch.setattr(detect, "visible_chips", lambda environ: (4, "4 TPU chips"))
+    plan = planned({**TPU, "TPU_CHIPS_PER_HOST_BOUNDS": "2,2,1"}, standalone="1")
+    assert (plan.device, plan.nproc, plan.meeting, plan.placement) == ("xla", 4, None, None)
+    alone = {"TPU_SKIP_MDS_QUERY": "true", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
+    assert plan.slice_env == {**alone, "TPU_HOST_BOUNDS": "1,1,1"}
+    monkeypatch.setattr(detect, "has_tpu_chips", lambda: True)
+    of_type = {"TPU_ACCELERATOR_TYPE": "v4-16", "TPU_CHIPS_PER_HOST_BOUNDS": "2,2,1"}
+    assert tpu.this_host_alone({}, METADATA.get) == {**of_type, **alone, "TPU_HOST_BOUNDS": "1,1,1"}
+    assert tpu.this_host_alone({}, {**METADATA, "worker-network-endpoints": "a:b:10.0.0.5"}.get) == {}
+    assert tpu.this_host_alone({**TPU, "TPU_PROCESS_BOUNDS": "1,1,1"}, METADATA.get) == {}
+    assert planned(TPU, standalone="1", device="cpu").slice_env == {}
+
+
+def test_nobody_is_asked_on_a_machine_without_tpu_chips(monkeypatch):
+    monkeypatch.setattr(detect, "has_tpu_chips", lambda: False)
+    assert tpu.placement({"PJRT_DEVICE": "TPU"}, lambda name: pytest.fail(f"asked for {name}")) is None
 
 
 @pytest.mark.parametrize(

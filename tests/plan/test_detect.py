@@ -94,6 +94,8 @@ def test_affinity_limits_the_cpus():
         (["accel0", "accel1", "accel_x"], {}, (2, "2 TPU chips")),
         (["vfio/0", "vfio/1", "vfio/2", "vfio/vfio"], {}, (3, "3 TPU chips")),
         (["accel0", "accel1"], {"PJRT_DEVICE": "CPU"}, (1, "PJRT_DEVICE=CPU")),
+        (["accel0", "accel1"], {"TPU_PROCESS_BOUNDS": "1,1,1"}, (1, "2 TPU chips, TPU_PROCESS_BOUNDS=1,1,1")),
+        (["accel0", "accel1"], {"TPU_PROCESS_BOUNDS": "2,2,1"}, (2, "2 TPU chips")),
     ],
 )
 def test_xla_devices_are_counted_from_device_nodes(tmp_path, nodes, environ, expected):
@@ -109,7 +111,7 @@ def test_xla_devices_are_counted_from_device_nodes(tmp_path, nodes, environ, exp
     [
         ([], (), {}, ""),
         (["accel0", "accel1"], (), {}, "2 TPU chips"),
-        (["vfio/0", "vfio/1"], (("0x1ae0", "0x0063"),), {}, "2 TPU chips"),
+        (["vfio/0", "vfio/1"], (("0x1ae0", "0x0063"), ("0x1ae0", "0x0063")), {}, "2 TPU chips"),
         (["vfio/0"], (("0x10de", "0x2330"), ("0x1ae0", "0x0042")), {}, ""),  # a GPU in a guest, Google's network card
         (["accel0"], (), {"PJRT_DEVICE": "CPU"}, ""),
         ([], (), {"PJRT_DEVICE": "TPU"}, "PJRT_DEVICE=TPU"),
@@ -127,3 +129,14 @@ def test_a_tpu_host_is_known_by_its_chips_or_its_variables(tmp_path, nodes, bus,
         (folder / "vendor").write_text(f"{vendor}\n")
         (folder / "device").write_text(f"{device}\n")
     assert detect.tpu(environ, tmp_path) == expected
+
+
+def test_where_the_bus_shows_tpu_chips_they_are_counted_and_no_other_device(tmp_path):
+    (tmp_path / "dev/vfio").mkdir(parents=True)
+    for slot, device in enumerate(("0x0063", "0x0063", "0x0042")):
+        (tmp_path / f"dev/vfio/{slot}").touch()
+        folder = tmp_path / f"sys/bus/pci/devices/0000:00:0{slot}.0"
+        folder.mkdir(parents=True)
+        (folder / "vendor").write_text("0x1ae0\n")
+        (folder / "device").write_text(f"{device}\n")
+    assert detect.visible_chips({}, tmp_path) == (2, "2 TPU chips")

@@ -80,12 +80,12 @@ def test_what_only_the_scheduler_knows_is_not_made_up(made_up_machine):
     assert [node["host"] for node in said["nodes"]] == [None, None, None, "here"]
 
 
-def test_on_xla_only_what_its_ranks_get_is_shown(made_up_machine):
+def test_on_xla_what_torch_xla_decides_is_not_made_up(made_up_machine):
     environ = {"PJRT_DEVICE": "TPU", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
     for rank in data(resolve(PROGRAM, {"device": "xla"}, environ=environ), environ)["ranks"]:
-        names = {name for name in rank["environment"] if name.startswith("TORCH")}
-        assert names == {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"}
-        assert rank["environment"]["MASTER_PORT"] == "29500"
+        assert "TORCHELASTIC_SIGNALS_TO_HANDLE" not in rank["environment"]  # the torch of torch_xla does not set it
+        assert rank["environment"]["RANK"] == "(as torch_xla numbers it)"
+        assert rank["environment"]["MASTER_PORT"] == "(chosen at the start)"
 
 
 def test_a_profiles_variables_count_in_the_ranks_own(made_up_machine, tmp_path):

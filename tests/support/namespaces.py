@@ -119,12 +119,13 @@ class Host:
 
 
 @contextlib.contextmanager
-def hosts(count: int, *, own_name_is_loopback: bool = False) -> Iterator[list[Host]]:
+def hosts(count: int, *, own_name_is_loopback: bool = False, on_loopback: str = "") -> Iterator[list[Host]]:
     """Make hosts `h0`, `h1` and so on that reach each other, 10.77.0.10 and up; they are gone afterwards.
 
     Args:
         count: How many.
         own_name_is_loopback: Whether each host's own name leads it to 127.0.1.1, as Debian writes it.
+        on_loopback: Another name of each host's loopback interface.
     """
     if os.geteuid() != 0:
         missing("network namespaces need root")
@@ -141,7 +142,8 @@ def hosts(count: int, *, own_name_is_loopback: bool = False) -> Iterator[list[Ho
             for name, address in zip(names, addresses, strict=True):
                 table = Path(folder) / name
                 known = dict(zip(names, addresses, strict=True)) | ({name: "127.0.1.1"} if own_name_is_loopback else {})
-                table.write_text("127.0.0.1 localhost\n" + "".join(f"{ip} {each}\n" for each, ip in known.items()))
+                lines = [f"127.0.0.1 localhost {on_loopback}", *(f"{ip} {each}" for each, ip in known.items())]
+                table.write_text("".join(f"{line}\n" for line in lines))
                 pid = _hold(held, f"mount --bind {table} /etc/hosts; hostname {name}; ip link set lo up")
                 _in(switch, f"ip link add {name} type veth peer name eth0 netns {pid}")
                 _in(switch, f"ip link set {name} master br0 up")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -39,8 +40,14 @@ def train(rank: int, world_size: int, *, bad: tuple[int, int] | None = None, **o
     }
 
 
-def script(device: torch.device | str, rank: int, batch_size: int, max_epochs: int) -> dict[str, object]:
-    """Do what a user's script does; started again it goes on from its checkpoint."""
+def script(
+    device: torch.device | str,
+    rank: int,
+    batch_size: int,
+    max_epochs: int,
+    at_each: Callable[[int], None] | None = None,
+) -> dict[str, object]:
+    """Do what a user's script does, and `at_each` iteration's end; started again it goes on from its checkpoint."""
     torch.manual_seed(rank)  # the weights begin apart
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
     model.register_buffer("place", torch.tensor([float(rank)]))
@@ -58,6 +65,8 @@ def script(device: torch.device | str, rank: int, batch_size: int, max_epochs: i
         distrain.Events.ITERATION_COMPLETED,
         lambda: losses.update({trainer.state.iteration: trainer.state.metrics.get("loss")}),
     )
+    if at_each is not None:
+        trainer.add_event_handler(distrain.Events.ITERATION_COMPLETED, lambda: at_each(trainer.state.iteration))
     trainer.run(loader, max_epochs=max_epochs)
     return {
         "losses": losses,

@@ -1,7 +1,8 @@
 """Where this process was started: in which place of which scheduler's job, read off its variables.
 
 A module for each scheduler has a function that returns a `Placement`, or None outside its jobs. They are asked in the
-order of `DETECTORS`; the first answer counts. Nothing is executed and nobody is asked over the network.
+order of `DETECTORS`; the first answer counts. Nothing is executed. Nobody is asked over the network, but for the
+metadata server of a machine with TPU chips.
 """
 
 from __future__ import annotations
