@@ -27,8 +27,9 @@ __all__ = ["JoinedWorkers", "joined_starter"]
 _HEARSAY_S = 0.5
 """How long to listen for word of an earlier failure elsewhere."""
 
-_VICTIMS_HEARSAY_S = 3.0
-"""The same for a failure that must have its cause elsewhere, such as a lost connection."""
+_VICTIMS_HEARSAY_S = 10.0
+"""The same for a failure that must have its cause elsewhere, such as a lost connection, unless all have spoken: a rank
+that failed over there may take its time to end."""
 
 _LISTEN_S = 0.05
 _TAIL_LINES = 50
@@ -113,9 +114,12 @@ class JoinedWorkers(WarmWorkers):
 
     def _judge(self) -> bool:
         """Tell the others of our failure; return whether theirs brought ours down."""
-        failures = {rank: self._failure(rank) for rank in self._failures}
+        codes = {rank: failure.exitcode for rank, failure in self._failures.items()}
+        # Others may have failed as well and not ended yet: the one that began it, and takes itself apart.
+        codes |= {rank: 1 for rank in range(self.nprocs) if rank not in codes and self._exception(rank)}
+        failures = {rank: self._failure(rank, code) for rank, code in codes.items()}
         root = min(failures, key=lambda rank: (-failures[rank].standing, failures[rank].since_ns))
-        failure, code = failures[root], self._failures[root].exitcode
+        failure, code = failures[root], codes[root]
         kind, message = describe(code, failure.record)
         age_s = (time.monotonic_ns() - failure.since_ns) / 1e9
         text = f"rank {self._ranks[root]}: {kind}: {message}"
@@ -132,20 +136,22 @@ class JoinedWorkers(WarmWorkers):
             text, exit_code, standing=failure.standing, age_s=age_s, end_and_listen=end_and_listen
         )
 
-    def _failure(self, local_rank: int) -> _Failed:
+    def _failure(self, local_rank: int, code: int) -> _Failed:
         """Return when a rank failed, and whether it may be the cause.
 
         The sockets of a rank that died without raising close while the kernel still takes it apart, so that ranks
         elsewhere raise before its exit is seen here: its death counts from the earliest moment possible. Aborts are
         left as they are: libraries end so when they were cut off.
         """
-        code, record = self._failures[local_rank].exitcode, self._exception(local_rank)
+        record = self._exception(local_rank)
         was_asked = self._hangs_elsewhere
         tail = tail_lines(self._stderr(local_rank), _TAIL_LINES)
         standing = classify(code, record, tail, was_asked=was_asked).standing
+        if record is not None:
+            return _Failed(standing=standing, since_ns=record["monotonic_ns"], record=record)
         aborted = code == -signal.SIGABRT
         died_ns = self._ended_ns[local_rank] - (0 if aborted else _TAKEN_APART_NS)
-        return _Failed(standing=standing, since_ns=died_ns if record is None else record["monotonic_ns"], record=record)
+        return _Failed(standing=standing, since_ns=died_ns, record=None)
 
     def _told(self, verdict: Mapping[str, Any]) -> None:
         self._nodes.reported(from_json(verdict["report"]))

@@ -174,6 +174,12 @@ class Membership:
             stronger = any((-theirs, when_s, other) < ours for other, (theirs, when_s) in self._failing.items())
             return stronger or self._changed or self._ending is not None
 
+    def have_all_spoken(self) -> bool:
+        """Whether every other node of the round has told of a failure, or of its end, or is gone."""
+        with self._lock:
+            quiet = self._members.keys() - self._gone - self._done - self._left - self._failing.keys()
+            return quiet <= {self._mine.token}
+
     def left_elsewhere(self) -> dict[int, str]:
         """Return the ranks of other nodes of this round that have ended well, with their hosts."""
         with self._lock:

@@ -201,7 +201,11 @@ class NodesRendezvous(RendezvousHandler):
         """
         token, when_s = self._facts.token, self.place.now_s() - age_s
         self.place.watch.tell("failing", token=token, round=self._membership.round, when=when_s, standing=standing)
-        end_and_listen(lambda: self._membership.is_collateral(token, standing, when_s))
+
+        def heard() -> bool:
+            return self._membership.is_collateral(token, standing, when_s) or self._membership.have_all_spoken()
+
+        end_and_listen(heard)
         if self._membership.is_collateral(token, standing, when_s):
             return True
         self.failure = (text, exit_code)

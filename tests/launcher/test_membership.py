@@ -159,6 +159,17 @@ def test_who_was_cut_off_is_no_cause_however_early(said):
     assert membership.is_collateral("b", 2, 4.0)
 
 
+@pytest.mark.parametrize(
+    "last", [("failing", {"token": "c", "round": 0, "when": 4.0, "standing": 2}), ("gone", {"token": "c", "how": "x"})]
+)
+def test_nobody_is_waited_for_once_all_have_spoken(said, last):
+    membership = make(said)
+    membership.take("failing", {"token": "b", "round": 0, "when": 4.0, "standing": 2})
+    assert not membership.have_all_spoken()
+    membership.take(*last)
+    assert membership.have_all_spoken()
+
+
 def test_word_of_a_restart_counts_in_its_own_round_only(said):
     membership = make(said)
     membership.take("restart", {"token": "b", "round": 3, "text": "rank 1: SIGKILL"})
