@@ -35,6 +35,7 @@ class _Row:
     reason: str
     message: str
     type: str = ""
+    where: str = ""
 
 
 _CAUSE, _DOUBTFUL = Standing.CAUSE, Standing.DOUBTFUL
@@ -43,9 +44,19 @@ _LATE_WORDS = "waited for the other ranks in vain"
 _CUT_WORDS = "lost the connection to a peer"
 _STORE_WORDS = "lost the connection to the store, which rank 0 holds"
 
-# The first row that matches decides. Both patterns are searched for: `message` in what the exception says, or for a
-# crash in the last lines of standard error; `type` in the exception's qualified type, "" matches all.
+# The first row that matches decides. The patterns are searched for: `message` in what the exception says, or for a
+# crash in the last lines of standard error; `type` in the exception's qualified type; `where` in the files of its
+# frames, outermost first. "" matches all.
 _ROWS = (
+    # multiprocessing, by way of torch.utils.data: the loader process died with a batch whose memory it had yet to hand
+    # over, and the rank notices at the socket where it asks for that.
+    _Row(
+        _CAUSE,
+        "lost a DataLoader worker",
+        "",
+        type=r"^(?:Connection(?:Reset|Refused)|BrokenPipe|EOF|FileNotFound)Error$",
+        where=r"torch/utils/data/dataloader\.py .*multiprocessing/resource_sharer\.py ",
+    ),
     # torch.utils.data: the loader process died; the connection error that led to its discovery is the context.
     _Row(_CAUSE, "lost a DataLoader worker", r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (?:is killed|exited)"),
     _Row(_CAUSE, "waited for a DataLoader worker in vain", r"DataLoader timed out after"),
@@ -126,8 +137,8 @@ def classify(
         return Verdict(standing=Standing.ENDED, reason="ended by the launcher")
     if exit_code < 0:
         return _of_signal(-exit_code, exception, stderr_tail)
-    for type_name, message in _said(exception):
-        if found := _find(_ROWS, message, type_name):
+    for type_name, message, files in _said(exception):
+        if found := _find(_ROWS, message, type_name, files):
             return found
     return Verdict(standing=Standing.CAUSE)
 
@@ -141,8 +152,8 @@ def _of_signal(number: int, exception: Mapping[str, Any] | None, stderr_tail: Se
         return Verdict(standing=Standing.DOUBTFUL, reason="wrote where nobody reads")
     if number != signal.SIGABRT:
         return Verdict(standing=Standing.CAUSE)
-    for type_name, message in _said(exception):
-        if found := _find(_ROWS, message, type_name):
+    for type_name, message, files in _said(exception):
+        if found := _find(_ROWS, message, type_name, files):
             return found
     text = _last_words(stderr_tail)
     found = _find((*_ABORTS, *_ROWS), text, "")
@@ -157,17 +168,18 @@ def _last_words(stderr_tail: Sequence[str]) -> str:
     return "\n".join(stderr_tail[begins[-1] :] if begins else stderr_tail)
 
 
-def _said(exception: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
-    """Yield type and message of an exception, then of those it came from."""
+def _said(exception: Mapping[str, Any] | None) -> Iterator[tuple[str, str, str]]:
+    """Yield type, message and the files of the frames of an exception, then of those it came from."""
     if exception is None:
         return
     for each in (exception, *(link for link in exception.get("chain", ()) if link.get("how") != "member")):
-        yield str(each["type"]), str(each["message"])
+        files = "".join(f"{frame['file']} " for frame in each.get("frames", ()))
+        yield str(each["type"]), str(each["message"]), files
 
 
-def _find(rows: Sequence[_Row], message: str, type_name: str) -> Verdict | None:
+def _find(rows: Sequence[_Row], message: str, type_name: str, files: str = "") -> Verdict | None:
     for row in rows:
-        if re.search(row.message, message) and (not row.type or re.search(row.type, type_name)):
+        if all(map(re.search, (row.message, row.type, row.where), (message, type_name, files))):
             return Verdict(standing=row.standing, reason=row.reason)
     return None
 

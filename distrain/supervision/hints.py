@@ -61,6 +61,12 @@ _ROWS = (
         "elsewhere.",
     ),
     _Row(
+        r"(?:Connection(?:Reset|Refused)|BrokenPipe|EOF|FileNotFound)Error",
+        r"(?s)torch/utils/data/dataloader\.py.*multiprocessing/resource_sharer\.py",
+        "A DataLoader worker died with a batch that was not handed over yet; it was killed, mostly for memory: fewer "
+        "workers, a smaller prefetch_factor, no big Python lists in the data set.",
+    ),
+    _Row(
         r"FileNotFoundError",
         r"",
         "See that the path exists on this host: what rank 0 makes is elsewhere only on a shared disk.",

@@ -124,6 +124,19 @@ def test_a_loader_worker_that_is_found_dead_by_a_lost_connection_is_a_cause():
     assert classify(1, raised("RuntimeError", EXITED, lost)).standing == CAUSE
 
 
+@pytest.mark.parametrize("type", ["ConnectionResetError", "EOFError", "FileNotFoundError"])
+def test_a_loader_worker_that_takes_a_batch_along_is_a_cause_and_a_connection_elsewhere_is_as_ever(type):
+    """Recorded of a run whose loader was killed: the rank was fetching the memory of a tensor from it."""
+    paths = ("train.py", "torch/utils/data/dataloader.py", "torch/multiprocessing/reductions.py")
+    paths = (*paths, "multiprocessing/resource_sharer.py", "multiprocessing/connection.py")
+    record = {"type": type, "message": "[Errno 104] Connection reset by peer"}
+    record["frames"] = [{"file": f"/usr/lib/python3.11/{path}"} for path in paths]
+    found = classify(1, record)
+    assert (found.standing, found.reason) == (CAUSE, "lost a DataLoader worker")
+    record["frames"] = [{"file": "/usr/lib/python3.11/multiprocessing/connection.py"}]
+    assert classify(1, record).reason == ("lost a connection" if type == "ConnectionResetError" else "")
+
+
 def test_exit_codes_without_a_record_are_causes():
     verdict = classify(3)
     assert (verdict.standing.word, verdict.reason) == ("cause", "")
