@@ -169,7 +169,7 @@ def test_a_rank_of_a_fake_pod_that_hangs_begins_again_and_one_that_is_killed_is_
     with pod.launching(STRAY, *options, by_metadata=True) as launches:
         first, other = launches
         for live, rank in ((first, 2), (first, 3), (other, 0), (other, 1)):
-            live.wait_for_output("pid", rank=rank, attempt=1, deadline_s=120)
+            live.wait_for_output("pid", rank=rank, attempt=1, deadline_s=200)
         os.kill(int(logs(other, 1)[1][0].split()[1]), signal.SIGKILL)
         errs = ends(launches, 137)
     assert "rank 1, on h1, is the odd one out" in errs[0]
