@@ -20,6 +20,7 @@ The launcher and the worker library meet here and in the environment, nowhere el
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -58,6 +59,9 @@ DEFAULT_PARENT = "runs"
 
 CHECKPOINT_META = "meta.json"
 """The file of a checkpoint that says which one it is."""
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+"""What a file system says that has no hard links."""
 
 _STEP = re.compile(r"step-(\d{8,})")
 
@@ -263,26 +267,29 @@ def write_once(path: Path, data: str) -> bool:
     draft = path.with_name(f".{path.stem}-{os.urandom(4).hex()}")
     try:
         draft.write_text(data, encoding="utf-8")
-        return _link(draft, path) or _write_in_place(path, data)
+        os.link(draft, path)
     except FileExistsError:
-        return False
+        return draft.stat().st_nlink == 2  # a file server that was asked twice, for its first answer was lost
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return _write_in_place(path, data)
+    else:
+        return True
     finally:
         draft.unlink(missing_ok=True)
 
 
-def _link(draft: Path, path: Path) -> bool:
-    """Return False where the file system has no hard links."""
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        raise
-    except OSError:
-        return False
-    return True
-
-
 def _write_in_place(path: Path, data: str) -> bool:
     """Write where it stands; until that is done a reader sees an empty file."""
-    with open(path, "x", encoding="utf-8") as file:
-        file.write(data)
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            try:
+                file.write(data)
+                file.flush()
+            except BaseException:
+                path.unlink()
+                raise
+    except FileExistsError:
+        return False
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,6 +20,29 @@ def test_a_file_is_made_once(tmp_path, monkeypatch, has_links):
     assert took.count(True) == 1
     assert os.listdir(tmp_path) == ["7.json"]
     assert (tmp_path / "7.json").read_text() == str(took.index(True))
+
+
+def test_who_has_made_it_is_told_so_also_when_the_file_server_was_asked_twice(tmp_path, monkeypatch):
+    link = os.link
+
+    def twice(*paths):
+        link(*paths)
+        link(*paths)
+
+    monkeypatch.setattr(os, "link", twice)
+    assert write_once(tmp_path / "7.json", "mine")
+    monkeypatch.setattr(os, "link", link)
+    assert not write_once(tmp_path / "7.json", "another's")
+
+
+def test_a_disk_that_is_full_leaves_no_empty_file(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_once(tmp_path / "7.json", "mine")
+    assert os.listdir(tmp_path) == []
 
 
 def test_where_nothing_can_be_written_that_is_an_error(tmp_path):

@@ -80,9 +80,14 @@ class Facts:
     restarts: int = 0
     failed: bool = False
 
+    @property
+    def agent(self) -> str:
+        """What all tokens of one agent have in common."""
+        return self.token.rpartition("-")[0] or self.token
+
     def anew(self) -> Facts:
         """Return the facts of this node under a new token: it comes again, and the old one may be known as gone."""
-        return replace(self, token=f"{self.token.rpartition('-')[0]}-{secrets.token_hex(4)}")
+        return replace(self, token=f"{self.agent}-{secrets.token_hex(4)}")
 
     @property
     def name(self) -> str:

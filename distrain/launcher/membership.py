@@ -227,8 +227,8 @@ class Membership:
     def take(self, op: str, message: Mapping[str, Any]) -> None:
         """Take in what the watch tells."""
         if op == "gone":
+            self._mark_gone(message["token"])
             with self._lock:
-                self._gone.add(message["token"])
                 self._how[message["token"]] = message["how"], message.get("signal")
                 if message.get("silent"):
                     self._silent.add(message["token"])
@@ -302,15 +302,22 @@ class Membership:
             text = f"{name} {message['how']}; the nodes meet there, so the run ends on this one"
             self._end(text, signal=message.get("signal"))
             return
-        with self._lock:
-            self._gone.add(self._head.token)
+        self._mark_gone(self._head.token)
         unless = ", unless it has the run" if self.may_head_live else ""
         self._go_on_without(f"{name} {message['how']}", unless=unless, signal=message.get("signal"))
+
+    def _mark_gone(self, token: str) -> None:
+        """Note that a node is gone, also under the token that it had in the round, if it has come anew since."""
+        known = self._admitted.get(token) or (self._head if token == self.head_token else None)
+        with self._lock:
+            self._gone.add(token)
+            self._gone |= {each for each, node in self._members.items() if known and node.agent == known.agent}
 
     def _lost(self, token: str, how: str, signal: int | None = None) -> None:
         if self._finished or self._ending is not None:
             return
-        if token in self._members:
+        known = self._admitted.get(token)
+        if token in self._members or (known and known.agent in [node.agent for node in self._members.values()]):
             self._go_on_without(f"{self._name(token)} {how}", signal=signal)
         elif token in self._admitted:
             self._say(f"{self._name(token)} {how}; it had no ranks yet")

@@ -18,6 +18,7 @@ which they go on.
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections.abc import Callable
@@ -93,17 +94,16 @@ class Succession:
             place.membership.can_move = can_move
 
     def lost_some(self, place: MeetingPlace) -> None:
-        """Take the next round, on the head, when its turn has come.
+        """Take the next round, on the head, when its turn has come and others may want it.
 
         Raises:
             EndedElsewhereError: Those who do not hear of this node any more have taken it.
         """
-        if not place.is_head or self._number == 0 or self._has_next:
+        if not place.is_head or self._number == 0 or self._has_next or not place.membership.num_silent():
             return
-        if place.membership.num_silent():
-            self._wait(_HEAD)
-            if place.membership.num_silent() > len(place.membership.heirs()):
-                self._wait(_LONELY_HEAD - _HEAD)
+        self._wait(_HEAD)
+        if place.membership.num_silent() > len(place.membership.heirs()):
+            self._wait(_LONELY_HEAD - _HEAD)
         self._number = self._taken(place)
         self._has_next = True
 
@@ -125,13 +125,14 @@ class Succession:
                 return self._rounds.begin(mine)
             is_ours = self._rounds.take(number, mine)
         except OSError as error:
-            why = (error.strerror or str(error)).lower()
-            where = as_typed(self._folder)
-            self._say(f"warning: {where} cannot be written ({why}): the others need this node to go on")
+            trouble = f"{as_typed(self._folder)} cannot be written ({_reason(error)})"
+            if place.membership.num_silent():
+                raise EndedElsewhereError(f"{trouble}, so the nodes that this one has lost may have the run") from None
+            self._say(f"warning: {trouble}: the others need this node to go on")
             return 0
-        if is_ours:
-            return number
         held = self._rounds.holder(number)
+        if is_ours or (held is not None and held.token == mine.token):
+            return number
         who = f"{held.name} since {held.since}" if held else "another node"
         raise EndedElsewhereError(f"the nodes that this one has lost go on without it, led by {who}")
 
@@ -148,26 +149,49 @@ class Succession:
         """
         assert self._rounds is not None
         membership = place.membership
-        heirs = [node.token for node in membership.heirs()]
+        heirs = [node.agent for node in membership.heirs()]
         self._number += 1
         first = _OTHERS if membership.may_head_live else 0
-        turn_s = time.monotonic() + self._timeout_s * (first + heirs.index(facts.token))
+        turn_s = time.monotonic() + self._timeout_s * (first + heirs.index(facts.agent))
+        unreadable_by_s = math.inf
         while True:
             held = self._rounds.holder(self._number)
             if held is not None:
                 if self._is_open(held):
                     self._say(f"the nodes meet at {held.name} now")
                     return place.move_to(held, facts.anew())
-                self._number += 1
-            elif time.monotonic() >= turn_s:
-                here = place.move_here(facts.anew(), self._address)
-                if self._rounds.take(self._number, here.held(self._address)):
-                    self._say("the nodes meet at this one now")
-                    self._has_next = True
+                self._number, unreadable_by_s = self._number + 1, math.inf
+            elif time.monotonic() > unreadable_by_s:  # whoever took it has ended before it had told
+                self._number, unreadable_by_s = self._number + 1, math.inf
+            elif unreadable_by_s == math.inf and time.monotonic() >= turn_s:
+                here = self._open(place, facts)
+                if here is not None:
                     return here
-                here.close()
+                unreadable_by_s = time.monotonic() + _OPENS_S
             else:
                 time.sleep(_LOOK_S)
+
+    def _open(self, place: MeetingPlace, facts: Facts) -> MeetingPlace | None:
+        """Return a new place on this node, and take the round; None where another node has it.
+
+        Raises:
+            EndedElsewhereError: It cannot be taken.
+        """
+        assert self._rounds is not None
+        here = place.move_here(facts.anew(), self._address)
+        try:
+            is_ours = self._rounds.take(self._number, here.held(self._address))
+        except OSError as error:
+            here.close()
+            raise EndedElsewhereError(
+                f"{as_typed(self._folder)} cannot be written ({_reason(error)}), so this node cannot take the run"
+            ) from None
+        if not is_ours:
+            here.close()
+            return None
+        self._say("the nodes meet at this one now")
+        self._has_next = True
+        return here
 
     def _is_open(self, held: Held) -> bool:
         """Whether the place is open; False where whoever took the round has ended before it was.
@@ -197,5 +221,9 @@ def _trouble(address: str, port: int) -> str | None:
     except ConnectionRefusedError:
         return ""
     except OSError as error:
-        return (error.strerror or str(error)).lower()
+        return _reason(error)
     return None
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

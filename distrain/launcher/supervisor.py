@@ -112,8 +112,8 @@ class Supervisor:
         spare = frozenset(descendants(os.getpid()))
         adopt_orphans()
         with self._signals.taken_over() as wake_fd:
-            self._announce()
             try:
+                self._announce()
                 self._start()
                 self._watch(wake_fd)
                 if self._smoke:

@@ -314,6 +314,7 @@ class Member(_Watch):
 
     def _look(self, now: float) -> None:
         if not self._closing and now - self._head.heard_s > self.timeout_s:
+            self._drop(self._head)  # it may still hear, and then learns of it at once
             self._gone(self._head, self._silence())
 
     def _connected(self) -> list[Peer]:

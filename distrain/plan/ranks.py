@@ -99,7 +99,7 @@ def _nproc(draft: Draft, device: str, gpus: int | None) -> int:
         draft.given("nproc", count, f"{said.where} {got}: one per visible CPU")
     elif got in ("auto", "gpu"):
         if not gpus:
-            raise UsageError(f"{said.where} gpu: no NVIDIA GPU is visible here. Use --nproc cpu or a number.")
+            raise UsageError(f"{said.where} {got}: no NVIDIA GPU is visible here. Give --nproc a number, or cpu.")
         count = gpus
         draft.given("nproc", count, f"{said.where} {got}: one per visible GPU")
     else:

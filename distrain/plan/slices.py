@@ -43,7 +43,13 @@ def check_slice(draft: Draft, meeting: Meeting, nproc: int) -> None:
         return  # only the host can tell its chips
     chips, seen = detect.visible_chips(draft.environ)
     if nproc != chips:
+        said = f"{found['nproc'].where}: got {found['nproc'].text!r}" if "nproc" in found else f"got {nproc} rank here"
+        cure = "Leave it out." if "nproc" in found else f"Have {_scheduler(draft)} start one process a host."
         raise UsageError(
-            f"{found['nproc'].where}: got {found['nproc'].text!r} for device xla on {hosts}, where torch_xla starts "
-            f"one process for each device ({chips} here: {seen}). Leave it out."
+            f"{said} for device xla on {hosts}, where torch_xla starts one process for each device ({chips} here: "
+            f"{seen}). {cure}"
         )
+
+
+def _scheduler(draft: Draft) -> str:
+    return draft.placement.scheduler if draft.placement is not None else "the scheduler"

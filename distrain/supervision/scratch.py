@@ -23,8 +23,8 @@ except ImportError:  # no such locks: then nothing that another run has left is 
 
 __all__ = ["Scratch"]
 
-_LONGEST = 82
-"""Of the folder's path: a socket's is at most 107 characters long, and those below have up to 25 more."""
+_LONGEST = 78
+"""Of the folder's path: a socket's is at most 107 characters long, and those below have up to 29 more."""
 
 
 class Scratch:

@@ -320,8 +320,8 @@ class Checkpointer:
         then, now = meta["epoch_length"], state.epoch_length
         had = _had_of_divided(state.dataloader, now) if inside else None
         if had is not None and (had, now) != (inside, then):
-            inside = had
-            progress = _without_random_states({**progress, "iteration": done * now + had, "epoch_length": now})
+            done, inside = (done + 1, 0) if had == now else (done, had)
+            progress = _without_random_states({**progress, "iteration": done * now + inside, "epoch_length": now})
         elif had is None and now is not None and then is not None and now != then:
             if inside:
                 raise CheckpointError(

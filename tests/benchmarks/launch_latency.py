@@ -83,11 +83,8 @@ class Reading:
 def command(launcher: str, size: int, folder: Path) -> list[str]:
     script = [str(folder / "train.py"), str(folder)]
     if launcher == "torchrun":
-        options = [
-            "--standalone",
-            f"--nproc-per-node={size}",
-            f"--log-dir={folder}/logs",
-        ]  # else in the temporary folder
+        # Without a folder for logs it would leave some in the temporary one.
+        options = ["--standalone", f"--nproc-per-node={size}", f"--log-dir={folder}/logs"]
         return [sys.executable, "-m", "torch.distributed.run", *options, *script]
     options = ["--nproc", str(size), "--device", "cpu", "--run-dir", str(folder / "run")]
     return [sys.executable, "-m", "distrain", "launch", *options, *script]

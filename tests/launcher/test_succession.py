@@ -111,6 +111,35 @@ def test_a_round_whose_holder_died_is_passed_over(nodes, rounds, monkeypatch):
     assert rounds.holder(3).name == THIRD.name
 
 
+def test_a_round_that_nobody_can_read_is_passed_over(nodes, rounds, monkeypatch):
+    monkeypatch.setattr("distrain.launcher.succession._OPENS_S", 0.1)
+    rounds._path(2).touch()
+    place = nodes[1].loses_head()
+    assert place.is_head
+    assert rounds.holder(3).name == OTHER.name
+
+
+def test_a_second_loss_before_the_next_round_is_survived(nodes, rounds, listening):
+    """Node 2 has come to node 1's place under a new token when that is lost too."""
+    second = nodes[1].facts.anew()
+    rounds.take(2, replace(nodes[1].place.held("127.0.0.1"), token=second.token, port=listening))
+    node = nodes[2]
+    node.place = node.loses_head()
+    node.facts = node.place.facts
+    node.membership.meets_at(node.facts, second)
+    assert node.loses_head().is_head
+    assert rounds.holder(3).name == THIRD.name
+    assert [each.name for each in node.membership.heirs()] == [THIRD.name]
+
+
+def test_who_cannot_take_the_round_ends(nodes, rounds, tmp_path):
+    folder = tmp_path / "run" / ".rounds"
+    folder.rename(tmp_path / "gone")
+    folder.write_text("")
+    with pytest.raises(EndedElsewhereError, match=r"cannot be written \(not a directory\), so this node cannot take"):
+        nodes[1].loses_head()
+
+
 def test_who_does_not_reach_the_one_who_has_the_round_ends(nodes, rounds, monkeypatch):
     rounds.take(2, nodes[0].place.held("127.0.0.1"))
     monkeypatch.setattr("distrain.launcher.succession._trouble", lambda *_: "no route to host")

@@ -28,6 +28,7 @@ def setting(
     cut_at=None,
     num_workers=0,
     is_loader_attached=True,
+    drop_last=False,
     **more,
 ):
     torch.manual_seed(seed)
@@ -35,7 +36,12 @@ def setting(
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
     x = torch.arange(60.0).reshape(20, 3) / 60
     loader = distrain.dataloader(
-        TensorDataset(x, x.sum(1, keepdim=True)), batch_size, shuffle=True, seed=3, num_workers=num_workers
+        TensorDataset(x, x.sum(1, keepdim=True)),
+        batch_size,
+        shuffle=True,
+        seed=3,
+        num_workers=num_workers,
+        drop_last=drop_last,
     )
     options = {"amp_mode": "amp", "scaler": True, **more} if scaler else more
     trainer = distrain.create_supervised_trainer(model, optimizer, mse_loss, **options)
@@ -236,6 +242,18 @@ def test_inside_an_epoch_another_batch_size_goes_on_with_what_is_left(tmp_path):
     assert list(losses) == list(range(5, 21))
     assert trainer.state.epoch == 2
     assert trainer.place == (2, 0)
+
+
+def test_where_nothing_of_an_epoch_is_left_to_divide_the_next_one_begins(tmp_path):
+    """4 of 5 batches of 4 were had: no batch of 8 is left, and the epoch's last 4 samples are, as of any, left out."""
+    run(tmp_path, stop_at=5, drop_last=True)
+    _, losses, trainer, _ = run(tmp_path, batch_size=8, drop_last=True, epochs=2)
+    assert list(losses) == [3, 4]
+    assert trainer.state.epoch == 2
+    run(tmp_path / "ended", stop_at=5, drop_last=True)
+    _, losses, trainer, _ = run(tmp_path / "ended", batch_size=8, drop_last=True, epochs=1)
+    assert losses == {}
+    assert (trainer.state.epoch, trainer.place) == (1, (1, 0))
 
 
 def test_inside_an_epoch_a_loader_that_is_not_attached_does_not_divide_what_is_left(tmp_path):

@@ -11,7 +11,7 @@ from distrain.plan.cluster import Placement
 from distrain.plan.sources import Given, given
 from distrain.schedulers.slurm.options import gpus_of, nodes_of, value_of
 
-__all__ = ["foresee"]
+__all__ = ["exported", "foresee"]
 
 _OF_ONE_NODE = ("node_rank", "local_addr")
 """What has to be another one on each node."""
@@ -37,10 +37,10 @@ def foresee(
     Raises:
         UsageError: The launch would refuse its options, or every node would claim the same place.
     """
-    environ = _exported(environ, value_of(passed, "export"))
+    environ = exported(environ, value_of(passed, "export"))
     nodes = value_of(passed, "nodes", "N") or options.get("nodes", "1")
     gpus = value_of(passed, "gpus-per-node") or options.get("gpus_per_node")
-    num_gpus = gpus_of(gpus) if gpus and gpus.rpartition(":")[2].isdigit() else 0
+    num_gpus = gpus_of(gpus) if gpus else None
     ahead = Ahead(placement=_first_of(nodes, given(flags, environ, None), passed), gpus=num_gpus or None)
     plan = resolve(program, flags, environ=environ, ahead=ahead)
     several = plan.meeting is not None and plan.meeting.max_nodes > 1
@@ -64,11 +64,19 @@ def _first_of(nodes: str, found: Mapping[str, Given], passed: Sequence[str]) -> 
     return Placement(scheduler="Slurm", detail=f"--nodes {nodes}", nnodes=most, node_rank=0, head="the first node")
 
 
-def _exported(environ: Mapping[str, str], export: str | None) -> dict[str, str]:
-    """Return the variables that the job gets: what sbatch takes over, and nothing of a job that this one is made in."""
-    names = None if export is None or export.upper().startswith("ALL") else {"HOME", *export.split(",")}
-    return {
+def exported(environ: Mapping[str, str], export: str | None) -> dict[str, str]:
+    """Return the variables that the job gets: what sbatch takes over, and nothing of a job that this one is made in.
+
+    Args:
+        environ: The environment that the job is submitted from.
+        export: The value of --export: `ALL`, `NONE`, or names, some with values; None where it is not given.
+    """
+    words = ["ALL"] if export is None else export.split(",")
+    names = {word for word in words if "=" not in word}
+    is_all = any(name.upper() == "ALL" for name in names)
+    taken = {
         name: text
         for name, text in environ.items()
-        if not name.startswith("SLURM_") and (names is None or name in names)
+        if not name.startswith("SLURM_") and (is_all or name == "HOME" or name in names)
     }
+    return taken | dict(word.split("=", 1) for word in words if "=" in word)

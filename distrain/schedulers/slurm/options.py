@@ -14,7 +14,7 @@ from distrain.schedulers.slurm.script import seconds_of
 
 __all__ = ["check_options", "gpus_of", "nodes_of", "value_of"]
 
-_NODES = re.compile(r"(?P<low>\d+)(?P<low_k>[kKmM]?)(?:-(?P<high>\d+)(?P<high_k>[kKmM]?))?", re.ASCII)
+_NODES = re.compile(r"(\d+)([kKmM]?)(?:-(\d+)([kKmM]?)(?::\d+)?)?", re.ASCII)
 _FACTOR = {"": 1, "k": 1024, "m": 1024**2}
 
 _ENDLESS = ("infinite", "unlimited", "0", "-1")
@@ -56,28 +56,32 @@ def nodes_of(text: str) -> tuple[int, int]:
     """Return the fewest and the most nodes.
 
     Args:
-        text: The value of --nodes: `4`, or `2-4`.
+        text: The value of --nodes: `4`, `2-4`, or of newer releases `2,4` and `2-8:2`.
 
     Raises:
         UsageError: It is neither.
     """
-    found = _NODES.fullmatch(text)
-    if found is not None:
-        low = int(found["low"]) * _FACTOR[found["low_k"].lower()]
-        high = low if found["high"] is None else int(found["high"]) * _FACTOR[found["high_k"].lower()]
-        if 0 < low <= high:
-            return low, high
+    parts = [_NODES.fullmatch(part) for part in text.split(",")]
+    sizes: list[int] = []
+    for part in filter(None, parts):
+        low = int(part[1]) * _FACTOR[part[2].lower()]
+        high = low if part[3] is None else int(part[3]) * _FACTOR[part[4].lower()]
+        sizes += [low, high] if 0 < low <= high else [0]
+    if all(parts) and min(sizes) > 0:
+        return min(sizes), max(sizes)
     raise UsageError(
         f"--nodes: got {text!r}; give a number of nodes of at least 1, or the fewest and the most, as 2-4."
     )
 
 
-def gpus_of(text: str) -> int:
-    """Return how many GPUs each node gets.
+def gpus_of(text: str) -> int | None:
+    """Return how many GPUs each node gets; None where the text does not tell.
 
     Args:
-        text: The value of --gpus-per-node, as `check_options` lets it pass.
+        text: The value of --gpus-per-node.
     """
+    if not re.fullmatch(_FORMS["gpus_per_node"][0], text, re.ASCII):
+        return None
     return sum(int(each.rpartition(":")[2]) for each in text.split(","))
 
 
