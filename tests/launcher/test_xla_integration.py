@@ -122,6 +122,7 @@ def test_nothing_outlives_a_supervisor_that_is_ended(tmp_path, number):
     assert (tmp_path / "told").exists() is (number == signal.SIGTERM)
 
 
+@pytest.mark.timeout(300)  # XLA compiles for most of it, and on a busy machine that takes its time
 def test_the_digits_go_on_from_a_checkpoint_to_the_very_same_end(tmp_path):
     ends = []
     for name in ("whole", "cut"):
