@@ -164,4 +164,6 @@ def _worker(request: dict[str, Any]) -> tuple[WorkerJob, str]:
 def _connect(address: str) -> Channel:
     sock = socket.socket(socket.AF_UNIX)
     sock.connect(f"\0{address}")
+    # What a rank forks may outlive it, and must not look like the rank: its connection tells the host that it lives.
+    os.register_at_fork(after_in_child=sock.close)
     return Channel(sock)
