@@ -127,14 +127,7 @@ def _run(job: AgentJob, channel: Channel, blocked: Iterable[signal.Signals]) -> 
         if joining:
             joining.left(error)
         elsewhere = error if isinstance(error, EndedElsewhereError) else EndedElsewhereError(str(error))
-        channel.send(
-            "report",
-            outcome="ended",
-            error=str(error),
-            code=elsewhere.exit_code,
-            report=elsewhere.report,
-            signal=elsewhere.signal,
-        )
+        channel.send("report", **elsewhere.as_report())
         return 1
     except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor must hear of it
         if joining:

@@ -184,15 +184,7 @@ class Joining:
         """End the run when the main thread does not take notice: it waits in a call of torch's for a link cut off."""
         membership.ended.wait()
         if not membership.seen.wait(_STUCK_S) and membership.ending is not None:
-            ending = membership.ending
-            self._channel.send(
-                "report",
-                outcome="ended",
-                error=str(ending),
-                code=ending.exit_code,
-                report=ending.report,
-                signal=ending.signal,
-            )
+            self._channel.send("report", **membership.ending.as_report())
 
     def explain(self) -> None:
         """Find out whether an error is the end of another node.

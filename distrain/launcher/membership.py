@@ -37,6 +37,16 @@ class EndedElsewhereError(LaunchError):
         self.report = report
         self.signal = signal
 
+    def as_report(self) -> dict[str, Any]:
+        """Return what the agent tells its supervisor of this end."""
+        return {
+            "outcome": "ended",
+            "error": str(self),
+            "code": self.exit_code,
+            "report": self.report,
+            "signal": self.signal,
+        }
+
 
 class Membership:
     """The nodes of the present round, and what became of them.
