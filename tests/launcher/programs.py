@@ -105,3 +105,17 @@ def once(number):
 for number in range(20):
     once(number)
 """
+
+ENDLESS = """
+import torch, distrain
+with distrain.init() as world:
+    model = torch.nn.Linear(2, 1).to(world.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = distrain.create_supervised_trainer(model, optimizer, torch.nn.functional.mse_loss, device=world.device)
+    distrain.Checkpointer(every=10**9).attach(trainer, model=model, optimizer=optimizer)
+    trainer.add_event_handler(distrain.Events.ITERATION_COMPLETED(once=2), lambda: print("iteration 2", flush=True))
+    try:
+        trainer.run([(torch.ones(2, 2), torch.ones(2, 1))], max_iters=10**9)
+    finally:
+        print("ended after", trainer.state.iteration, flush=True)
+"""

@@ -12,6 +12,7 @@ import signal
 
 import pytest
 
+from tests.launcher import programs
 from tests.support import fake_replicas
 from tests.support.launching import launch, launching
 from tests.support.processes import descendants, is_alive, wait_until
@@ -38,20 +39,6 @@ with distrain.init() as world:
                       "steps": trainer.state.iteration, "weight": model.weight.detach().cpu().tolist()}), flush=True)
 if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and world.rank == 1:
     os.kill(os.getpid(), 9)
-"""
-
-ENDLESS = """
-import torch, distrain
-with distrain.init() as world:
-    model = torch.nn.Linear(2, 1).to(world.device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = distrain.create_supervised_trainer(model, optimizer, torch.nn.functional.mse_loss, device=world.device)
-    distrain.Checkpointer(every=10**9).attach(trainer, model=model, optimizer=optimizer)
-    trainer.add_event_handler(distrain.Events.ITERATION_COMPLETED(once=2), lambda: print("iteration 2", flush=True))
-    try:
-        trainer.run([(torch.ones(2, 2), torch.ones(2, 1))], max_iters=10**9)
-    finally:
-        print("ended after", trainer.state.iteration, flush=True)
 """
 
 NO_TRAINER = """
@@ -104,7 +91,7 @@ def test_each_fake_chip_has_a_process_they_train_together_and_begin_again_after_
 )
 def test_fake_chips_that_all_get_a_signal_stop_at_the_same_step_and_save(tmp_path, number, code, words):
     """A scheduler sends its signal to every process of a job."""
-    (tmp_path / "train.py").write_text(ENDLESS)
+    (tmp_path / "train.py").write_text(programs.ENDLESS)
     with launching("train.py", cwd=tmp_path, env=variables(tmp_path)) as live:
         for rank in (0, 1):
             live.wait_for_output("iteration 2", rank=rank)

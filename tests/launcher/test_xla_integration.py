@@ -11,6 +11,7 @@ import signal
 import pytest
 import torch
 
+from tests.launcher import programs
 from tests.support.launching import launch, launching
 from tests.support.processes import REPOSITORY, descendants, is_alive, wait_until
 
@@ -48,18 +49,6 @@ signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path("told").touch(), exit(0))
 child = subprocess.Popen(["sleep", "600"])
 print("waiting", flush=True)
 time.sleep(600)
-"""
-
-
-ENDLESS = """
-import torch, distrain
-with distrain.init() as world:
-    model = torch.nn.Linear(2, 1).to(world.device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = distrain.create_supervised_trainer(model, optimizer, torch.nn.functional.mse_loss, device=world.device)
-    distrain.Checkpointer(every=10**9).attach(trainer, model=model, optimizer=optimizer)
-    trainer.add_event_handler(distrain.Events.ITERATION_COMPLETED(once=2), lambda: print("iteration 2", flush=True))
-    trainer.run([(torch.ones(2, 2), torch.ones(2, 1))], max_iters=10**9)
 """
 
 
@@ -143,7 +132,7 @@ def test_the_digits_go_on_from_a_checkpoint_to_the_very_same_end(tmp_path):
 
 
 def test_a_trainer_that_is_asked_to_end_saves_and_ends_with_75(tmp_path):
-    (tmp_path / "train.py").write_text(ENDLESS)
+    (tmp_path / "train.py").write_text(programs.ENDLESS)
     with launching("--device", "xla", "train.py", cwd=tmp_path, env=CPU) as live:
         live.wait_for_output("iteration 2", deadline_s=60)
         live.process.send_signal(signal.SIGTERM)
