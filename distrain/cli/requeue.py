@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from distrain.cli.parsing import Parser
@@ -36,6 +38,20 @@ def _parser() -> Parser:
     return parser
 
 
+@contextlib.contextmanager
+def _sigterm_ignored() -> Iterator[None]:
+    """Ignore SIGTERM, in the programs started meanwhile too.
+
+    Slurm ends the present incarnation as soon as the job is queued again: it would strike scontrol, whose death reads
+    as a refusal, or this process before it has said what it did.
+    """
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str]) -> int:
     """Run `distrain requeue`.
 
@@ -62,13 +78,14 @@ def main(argv: Sequence[str]) -> int:
 
     from distrain.schedulers.slurm.requeueing import queue_again
 
-    line = queue_again(
-        Path(run_dir).absolute(),
-        os.environ,
-        budget=int(options.budget),
-        checkpoints=Path(options.checkpoints) if options.checkpoints else None,
-        script=options.script,
-        only_count=options.check,
-    )
-    print(f"distrain: {line}", file=sys.stderr)
+    with _sigterm_ignored():
+        line = queue_again(
+            Path(run_dir).absolute(),
+            os.environ,
+            budget=int(options.budget),
+            checkpoints=Path(options.checkpoints) if options.checkpoints else None,
+            script=options.script,
+            only_count=options.check,
+        )
+        print(f"distrain: {line}", file=sys.stderr)
     return 0

@@ -141,3 +141,14 @@ def test_outside_of_slurms_commands_a_job_is_not_queued_again(capsys, monkeypatc
     assert "distrain requeue: job 17 is not queued again: scontrol requeue: not on PATH" in capsys.readouterr().err
     assert main(["requeue", "--check"]) == 0
     assert "job 17 may be queued again, before the first checkpoint" in capsys.readouterr().err
+
+
+def test_the_end_of_the_present_incarnation_does_not_strike_the_one_who_asks(monkeypatch, tmp_path):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\necho "$@" >>asked\nkill -TERM $PPID $$\nexit 0\n')
+    scontrol.chmod(0o755)
+    environ = {**os.environ, "PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "17"}
+    command = [sys.executable, "-m", "distrain", "requeue", "--run-dir", ".", "job.sbatch"]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "distrain: job 17 is queued again, before the first checkpoint\n")
+    assert (tmp_path / "asked").read_text() == "requeue 17\n"
