@@ -1,6 +1,6 @@
 """What an iteration costs in our engine and in our trainer, beside hand-written loops and the trainers of others.
 
-    python tests/benchmarks/engine_overhead.py [--iterations 1000] [--rounds 30] [--only trainer]
+    python tests/benchmarks/engine_overhead.py [--iterations 1000] [--rounds 30] [--only trainer] [--device cuda]
 
 Four tables.
 
@@ -20,6 +20,9 @@ Four tables.
 The contenders of a process take turns, round after round, on models of their own. The clock is the thread's CPU time.
 Told are the best round, the ratio of the best rounds, and the medians over the rounds of the ratio and of the
 difference to what the row stands beside. A busy machine only ever adds time: with enough rounds the ratios settle.
+
+On a GPU (`--device cuda`) there is the *trainer* table alone, and the clock is the wall's, from an idle device to an
+idle device.
 """
 
 from __future__ import annotations
@@ -66,17 +69,27 @@ class Contender:
 
 def timed(run: Callable[[Batches], Any]) -> Run:
     def run_timed(batches: Batches) -> float:
-        started = time.thread_time()
+        started = seconds()
         run(batches)
-        return time.thread_time() - started
+        return seconds() - started
 
     return run_timed
 
 
-def measure(contenders: dict[str, Contender], batches: Batches, num_rounds: int) -> dict[str, list[float]]:
+def seconds() -> float:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.thread_time()
+
+
+def measure(
+    contenders: dict[str, Contender], batches: Batches, num_rounds: int, device: str = "cpu"
+) -> dict[str, list[float]]:
     """Return the microseconds an iteration of each contender, round by round. Every other round goes backwards."""
     found: dict[str, list[float]] = {name: [] for name in contenders}
-    runs = {name: contender.make() for name, contender in contenders.items()}
+    with torch.device(device):
+        runs = {name: contender.make() for name, contender in contenders.items()}
     for run in runs.values():
         run(batches[:NUM_MICRO])  # what is imported or compiled on first use
     gc.collect()
@@ -242,6 +255,26 @@ def by_hand_accumulated(given: Any = None) -> Run:
     return timed(run)
 
 
+def by_hand_scaled() -> Run:
+    model, optimizer, loss_fn = parts()
+    kind = next(model.parameters()).device.type
+    scaler = torch.amp.GradScaler(kind)
+
+    def run(batches: Batches) -> Any:
+        model.train()
+        for x, y in batches:
+            optimizer.zero_grad()
+            with torch.autocast(kind):
+                loss = loss_fn(model(x), y)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            output = loss.item()
+        return output
+
+    return timed(run)
+
+
 def ours(attach: Callable[[Engine], Any] = lambda trainer: None, **options: Any) -> Run:
     trainer = distrain.create_supervised_trainer(*parts(), **options)
     attach(trainer)
@@ -271,6 +304,10 @@ def trainers() -> dict[str, Contender]:
         "distrain, windows of 4": Contender(
             make=lambda: ours(gradient_accumulation_steps=NUM_MICRO), beside="by hand, windows of 4"
         ),
+        "by hand, amp with a scaler": Contender(make=by_hand_scaled, beside="by hand"),
+        "distrain, amp with a scaler": Contender(
+            make=lambda: ours(amp_mode="amp", scaler=True), beside="by hand, amp with a scaler"
+        ),
     }
     if (ignite := import_ignite()) is None:
         return found
@@ -278,13 +315,17 @@ def trainers() -> dict[str, Contender]:
     def theirs(**options: Any) -> Run:
         return timed(ignite.create_supervised_trainer(*parts(), **options).run)
 
-    return {
-        **found,
+    found |= {
         "ignite": Contender(make=theirs, beside="by hand"),
         "ignite, windows of 4": Contender(
             make=lambda: theirs(gradient_accumulation_steps=NUM_MICRO), beside="by hand, windows of 4"
         ),
     }
+    if torch.cuda.is_initialized():  # on the CPU it does without amp
+        found["ignite, amp with a scaler"] = Contender(
+            make=lambda: theirs(amp_mode="amp", scaler=True), beside="by hand, amp with a scaler"
+        )
+    return found
 
 
 # Nothing but calls.
@@ -461,22 +502,23 @@ def peer(name: str) -> dict[str, Contender]:
 # The tables.
 
 
-def tiny_batches(num_iterations: int) -> Batches:
+def tiny_batches(num_iterations: int, device: str) -> Batches:
     torch.manual_seed(0)
-    return [(torch.randn(8, 10), torch.randn(8, 1)) for _ in range(num_iterations)]
+    with torch.device(device):
+        return [(torch.randn(8, 10), torch.randn(8, 1)) for _ in range(num_iterations)]
 
 
-def print_table(title: str, num_iterations: int, num_rounds: int) -> None:
+def print_table(title: str, num_iterations: int, num_rounds: int, device: str) -> None:
     """Measure and print one table; each is made in a process of its own."""
     torch.set_num_threads(1)
-    batches = tiny_batches(num_iterations)
+    batches = tiny_batches(num_iterations, device)
     if title == "empty step":
         contenders, batches = empty_step(), range(num_iterations * NUM_EMPTY)
     elif title == "nothing but calls":
         contenders, batches = nothing_but_calls(), batches * NUM_EMPTY
     else:
         contenders = trainers() if title == "trainer" else peer(title)
-    print(table(title, contenders, measure(contenders, batches, num_rounds)), end="\n\n", flush=True)
+    print(table(title, contenders, measure(contenders, batches, num_rounds, device)), end="\n\n", flush=True)
 
 
 def main() -> None:
@@ -490,7 +532,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30, help="rounds, default %(default)s")
     titles = ("empty step", "nothing but calls", "trainer", *PEERS)
     parser.add_argument("--only", choices=titles, help="this table alone; default: all of them")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
     options = parser.parse_args()
+    if options.device == "cuda":
+        if not torch.cuda.is_available():
+            parser.error("--device cuda: torch sees no CUDA device here")
+        titles = ("trainer",)
 
     if import_ignite() is None:
         print("ignite is not installed: its rows are left out\n")
@@ -500,7 +547,7 @@ def main() -> None:
             print(f"{package} is not installed: {title} is left out\n")
             continue
         process = multiprocessing.get_context("spawn").Process(
-            target=print_table, args=(title, options.iterations, options.rounds)
+            target=print_table, args=(title, options.iterations, options.rounds, options.device)
         )
         process.start()
         process.join()

@@ -1,8 +1,9 @@
 """From the command to the first optimizer step: `distrain launch` beside `torchrun --standalone`.
 
-    python tests/benchmarks/launch_latency.py --sizes 1,2,8,16 --pairs 5
+    python tests/benchmarks/launch_latency.py --sizes 1,2,8,16 --pairs 5 [--device cuda]
 
-Both launch the same script (a tiny model under DDP over gloo, which does not use distrain), in turn. Measured are
+Both launch the same script in turn (a tiny model under DDP over gloo, on GPUs over NCCL, which does not use distrain).
+Measured are
 
 - the wall time from the command to rank 0's first optimizer step, and to the end of the command;
 - the CPU seconds of every process that the command started, until the last one ended;
@@ -36,17 +37,21 @@ SCRIPT = """\
 import os, sys, time
 import torch, torch.distributed as dist
 
-folder = sys.argv[1]
-dist.init_process_group("gloo")
+folder, device = sys.argv[1:]
+if device == "cuda":
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+dist.init_process_group("nccl" if device == "cuda" else "gloo")
 rank = dist.get_rank()
 torch.manual_seed(0)
-model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(16, 4))
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(16, 4).to(device))
 optimizer = torch.optim.AdamW(model.parameters())
 for step in range(3):
     optimizer.zero_grad()
-    model(torch.randn(8, 16)).square().mean().backward()
+    model(torch.randn(8, 16, device=device)).square().mean().backward()
     optimizer.step()
     if step == 0:
+        if device == "cuda":
+            torch.cuda.synchronize()
         with open(f"{folder}/step-{rank}.draft", "w") as file:
             file.write(str(time.clock_gettime_ns(time.CLOCK_MONOTONIC)))
         os.rename(f"{folder}/step-{rank}.draft", f"{folder}/step-{rank}")
@@ -80,17 +85,17 @@ class Reading:
     pss_mb: float | None
 
 
-def command(launcher: str, size: int, folder: Path) -> list[str]:
-    script = [str(folder / "train.py"), str(folder)]
+def command(launcher: str, size: int, folder: Path, device: str) -> list[str]:
+    script = [str(folder / "train.py"), str(folder), device]
     if launcher == "torchrun":
         # Without a folder for logs it would leave some in the temporary one.
         options = ["--standalone", f"--nproc-per-node={size}", f"--log-dir={folder}/logs"]
         return [sys.executable, "-m", "torch.distributed.run", *options, *script]
-    options = ["--nproc", str(size), "--device", "cpu", "--run-dir", str(folder / "run")]
+    options = ["--nproc", str(size), "--device", device, "--run-dir", str(folder / "run")]
     return [sys.executable, "-m", "distrain", "launch", *options, *script]
 
 
-def measure(launcher: str, size: int, *, memory: bool) -> Reading:
+def measure(launcher: str, size: int, device: str, *, memory: bool) -> Reading:
     """Launch once, in a reaper forked for it, and return what it cost."""
     folder = Path(tempfile.mkdtemp(prefix="launch-latency-"))
     try:
@@ -101,7 +106,7 @@ def measure(launcher: str, size: int, *, memory: bool) -> Reading:
             os.close(read_fd)
             code = 1
             try:
-                text = json.dumps(reap(command(launcher, size, folder), size, folder, memory=memory))
+                text = json.dumps(reap(command(launcher, size, folder, device), size, folder, memory=memory))
                 os.write(write_fd, text.encode())
                 code = 0
             finally:
@@ -221,19 +226,24 @@ def main() -> None:
     parser.add_argument("--sizes", default="1,2,8,16", help="numbers of processes, default %(default)s")
     parser.add_argument("--pairs", type=int, default=5, help="launches of each, in turn, default %(default)s")
     parser.add_argument("--memory", type=int, default=8, help="number of processes for the memory's row, 0 for none")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
     options = parser.parse_args()
     print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPUs, Python {platform.python_version()}")
     print(f"medians of {options.pairs} alternating pairs\n")
     print("| | torchrun | distrain | ratio | ratios of the pairs |\n|---|---:|---:|---:|---:|", flush=True)
 
     for size in [int(word) for word in options.sizes.split(",") if word]:
-        readings = in_turn(options.pairs, lambda launcher, size=size: measure(launcher, size, memory=False))
+        readings = in_turn(
+            options.pairs, lambda launcher, size=size: measure(launcher, size, options.device, memory=False)
+        )
         for name, attribute in (("first step", "first_step_s"), ("whole run", "whole_s"), ("CPU time", "cpu_s")):
             values = {key: [getattr(each, attribute) for each in found] for key, found in readings.items()}
             print(row(f"n = {size}: {name}", values["torchrun"], values["distrain"], "s"), flush=True)
     if options.memory:
         size = options.memory
-        held = in_turn(options.pairs, lambda launcher: measure(launcher, size, memory=True).pss_mb or 0.0)
+        held = in_turn(
+            options.pairs, lambda launcher: measure(launcher, size, options.device, memory=True).pss_mb or 0.0
+        )
         print(row(f"n = {size}: memory (PSS)", held["torchrun"], held["distrain"], "MB"), flush=True)
     helps = in_turn(options.pairs, help_s)
     print(row("--help", helps["torchrun"], helps["distrain"], "s"))
