@@ -35,6 +35,18 @@ def batches(n=6, device="cpu"):
     ]
 
 
+@contextlib.contextmanager
+def waits_are_errors():
+    before = torch.cuda.get_sync_debug_mode()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch calls it a prototype
+            torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 OPTIONS = {
     "plain": {},
     "amp": {"amp_mode": "amp"},
@@ -87,12 +99,8 @@ def test_no_step_waits_for_the_device(options):
     )
     data = batches(12, "cuda")
     trainer.run(data[:2])
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waits_are_errors():
         output = trainer.run(data).output
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
     assert output.is_cuda
     assert torch.isfinite(output)
     assert torch.isfinite(trainer.state.grad_norm)
@@ -101,13 +109,9 @@ def test_no_step_waits_for_the_device(options):
 def test_the_default_output_waits_so_the_guard_above_can_fail():
     model, optimizer = parts()
     trainer = create_supervised_trainer(model, optimizer, mse_loss)
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with pytest.raises(RuntimeError, match="synchroniz"):
-            trainer.run(batches(1, "cuda"))
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+    data = batches(1, "cuda")
+    with waits_are_errors(), pytest.raises(RuntimeError, match="synchroniz"):
+        trainer.run(data)
 
 
 def test_the_evaluator_computes_in_the_type_asked_for():
@@ -161,6 +165,7 @@ def test_a_checkpoint_holds_every_devices_random_state(tmp_path):
     assert len(saved["cuda"]) == torch.cuda.device_count()
 
 
+@pytest.mark.filterwarnings("ignore")  # apex has not changed for years, Python and torch have
 @pytest.mark.parametrize("opt_level", ["O1", "O2"])
 def test_apex_trains_and_its_scale_comes_back(tmp_path, opt_level):
     try:
