@@ -64,7 +64,7 @@ def test_python_blocks_run(tmp_path: Path, block: str, ranks: int | None) -> Non
 def test_blocks_of_tests_pass(tmp_path: Path, block: str) -> None:
     (tmp_path / "test_block.py").write_text(block)
     words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "error"]
-    finished = run(words, cwd=tmp_path, env={"CI": None}).check()
+    finished = run(words, cwd=tmp_path, env={"CI": None, "PYTEST_XDIST_WORKER": None}).check()
     assert f"{block.count('def test_')} passed" in finished.stdout
 
 

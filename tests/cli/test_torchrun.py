@@ -151,7 +151,9 @@ def test_what_argparse_lets_torchruns_users_abbreviate():
 
 
 def test_torchruns_options_are_marked_as_such():
-    assert {each.name for each in OPTIONS if each.is_torchruns} == {ours(each).name for each in TORCHRUNS.values()}
+    theirs = {ours(each).name for each in TORCHRUNS.values()}
+    newer = {"grace"} - theirs  # torch 2.11 has no --shutdown-timeout yet
+    assert {each.name for each in OPTIONS if each.is_torchruns} - newer == theirs
 
 
 def test_torchruns_parser_is_what_this_file_thinks_it_is():

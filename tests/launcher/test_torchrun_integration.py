@@ -102,6 +102,6 @@ def test_only_some_local_ranks_are_shown(folder):
 
 
 def test_numa_binding_needs_gpus(folder):
-    done = launch("--numa-binding", "node", "speak.py", cwd=folder)
+    done = launch("--numa-binding", "node", "speak.py", cwd=folder, env={"CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 2
     assert "--numa-binding: processes are bound to the CPUs near their GPU, and the device is cpu." in done.stderr

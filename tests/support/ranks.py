@@ -21,7 +21,7 @@ def run_ranks(
     env: Mapping[str, str | None] | None = None,
     deadline_s: float = 110,
 ) -> Finished:
-    """Run a program on `num_ranks` ranks under torchrun, in `folder`.
+    """Run a program on `num_ranks` CPU ranks under torchrun, in `folder`. It sees no GPU: a machine may have fewer.
 
     Args:
         folder: Where the program runs and, given as text, is written.
@@ -61,5 +61,5 @@ def _run(  # noqa: PLR0917  # private, called twice above
         path.write_text(textwrap.dedent(program))
         program = path
     words = [sys.executable, *launcher, str(program), *args]
-    settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **(env or {})}
+    settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY), **(env or {})}
     return run(words, cwd=folder, env=settings, deadline_s=deadline_s)

@@ -114,7 +114,7 @@ def all_communication():
         "skip": {"nonfinite_loss": "skip"},
     }.items():
         run = Run(num_micro=4, options=options, counts=False).over(range(8))  # the first reduction arranges buckets
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
             run.over(range(8), max_epochs=2)
         found[name] = sorted(event.name for event in profile.events() if event.name.startswith("gloo:"))
     return {"found": found}
