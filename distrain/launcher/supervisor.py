@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import distrain
-from distrain.errors import EXIT_PREEMPTED
 from distrain.launcher import precheck
+from distrain.launcher.conclusion import LAUNCHER_LOG_LINES, Ending, conclude, signal_elsewhere
 from distrain.launcher.incoming_signals import IncomingSignals
 from distrain.launcher.outcome import Outcome
 from distrain.launcher.retry import Blow, why_not_again
@@ -38,7 +38,7 @@ from distrain.plan.plan import Plan, interpreter_versions
 from distrain.plan.render import headline
 from distrain.rundir import ENV_LAUNCH_ID, ENV_RUN_DIR, as_typed, write_atomic
 from distrain.supervision import report
-from distrain.supervision.failure import Report, exit_code_of, from_json, to_json
+from distrain.supervision.failure import Report, to_json
 from distrain.supervision.logs import Console, PseudoTerminal, tail_lines
 from distrain.supervision.reaping import adopt_orphans, descendants, kill_descendants, reap
 from distrain.supervision.record import RunRecord
@@ -51,7 +51,6 @@ _ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 
 _SHOW_EVERY_S = 0.05
 _LOOK_EVERY_S = 0.5
-_LAUNCHER_LOG_LINES = 15
 
 _AGENT_ENDS_S = 10.0
 """How long the agent may take to end after a signal, beside what the ranks may take."""
@@ -331,52 +330,27 @@ class Supervisor:
         """Say how the run ended, write it down and return the exit code."""
         if self._smoke and self._stopped_by is None:
             return self._conclude_smoke_test(self._smoke)
-        where = f"run directory {as_typed(self._rundir.root)}"
+        stopped_by = self._stopped_by or signal_elsewhere(self._agent_report)
+        ending = Ending(
+            agent=self._agent_report,
+            broken=self._broken,
+            failure=self._report or self._outcome.failure(),
+            not_retried=self._not_retried,
+            stopped_by=self._stopped_by,
+            is_preempted=self._outcome.is_preempted(),
+            is_preempted_at_start=self._scheduler.ended_at_start(stopped_by, has_begun=self._vigil.has_begun()),
+            launcher_log=self._rundir.launcher_log,
+        )
         took = f"{time.monotonic() - self._began_s:.1f} s"
-        failure = self._report or self._outcome.failure()
-        stopped_elsewhere = self._agent_report.get("signal") if self._agent_report.get("outcome") == "ended" else None
-        stopped_by = self._stopped_by or stopped_elsewhere
-        if self._outcome.is_preempted():
-            status, code = "preempted", EXIT_PREEMPTED
-            self._say(
-                f"preempted after {took}, the state is saved; the same --run-dir goes on from there · exit code {code} "
-                f"· {where}"
-            )
-        elif self._scheduler.ended_at_start(stopped_by, has_begun=self._vigil.has_begun()):
-            status, code = "preempted", EXIT_PREEMPTED
-            why = f"{self._agent_report['error']}; " if stopped_elsewhere else ""
-            self._say(
-                f"{why}preempted after {took}, before the first step: nothing to save · exit code {code} · {where}"
-            )
-        elif self._stopped_by is not None:
-            status, code = "interrupted", 128 + self._stopped_by
-            self._say(f"ended by {signal.Signals(self._stopped_by).name} after {took} · {where}")
-        elif self._broken:
-            status, code = "broken", 1
-            self._say("\n".join(self._broken))
-            for line in tail_lines(self._rundir.launcher_log, _LAUNCHER_LOG_LINES):
-                self._say(f"  {line}")
-            self._say(f"failed after {took} · {where}")
-        elif self._agent_report.get("outcome") == "ended":
-            status, code = "interrupted" if stopped_elsewhere else "failed", self._agent_report["code"]
-            if self._agent_report.get("report"):
-                self._show(from_json(self._agent_report["report"]))
+        end = conclude(ending, took=took, where=f"run directory {as_typed(self._rundir.root)}")
+        for each in end.told:
+            if isinstance(each, Report):
+                self._show(each)
             else:
-                self._say(self._agent_report["error"])
-            self._say(f"{'ended' if stopped_elsewhere else 'failed'} after {took} · exit code {code} · {where}")
-        elif self._agent_report.get("outcome") == "succeeded":
-            status, code = "succeeded", 0
-            self._say(f"finished in {took} · {where}")
-        else:
-            assert failure is not None, self._agent_report
-            status, code = "failed", exit_code_of(failure)
-            self._show(failure)
-            if self._not_retried is not None:
-                self._say(f"not started again: {self._not_retried} (--retry always does)")
-            self._say(f"failed after {took} · exit code {code} · {where}")
-        self._record.event("run_ended", {"status": status, "exit_code": code})
-        self._record.update(status=status, exit_code=code, ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-        return code
+                self._say(each)
+        self._record.event("run_ended", {"status": end.status, "exit_code": end.exit_code})
+        self._record.update(status=end.status, exit_code=end.exit_code, ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+        return end.exit_code
 
     def _conclude_smoke_test(self, smoke: SmokeTest) -> int:
         """Say what came of a smoke test, and return the exit code."""
@@ -384,7 +358,7 @@ class Supervisor:
         trouble = self._agent_report.get("outcome", "")
         if self._broken:
             trouble = self._broken[0].splitlines()[0]
-            self._say("\n".join([*self._broken, *tail_lines(self._rundir.launcher_log, _LAUNCHER_LOG_LINES)]))
+            self._say("\n".join([*self._broken, *tail_lines(self._rundir.launcher_log, LAUNCHER_LOG_LINES)]))
         elif trouble == "succeeded":
             trouble = ""
         elif failure is not None and not self._outcome.is_preempted():
