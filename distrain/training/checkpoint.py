@@ -14,13 +14,14 @@ from __future__ import annotations
 import os
 import secrets
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.utils.data import DataLoader
 
-from distrain.engine import Engine, Events
+from distrain.engine import DeterministicEngine, Engine, Events, RemovableEventHandle
 from distrain.errors import CheckpointError
 from distrain.rundir import RunDir, checkpoint_order
 from distrain.runtime import current_world, from_main, gather_on_main, rank_and_size
@@ -31,7 +32,7 @@ from distrain.training.data import ShardedDataLoader
 from distrain.training.progress import place_of
 from distrain.training.random_state import random_state, set_random_state
 from distrain.training.stopping import StopOnSignals
-from distrain.training.wrapping import unwrap
+from distrain.training.wrapping import bare
 
 __all__ = ["Checkpointer"]
 
@@ -45,8 +46,9 @@ RESERVED = ("trainer", "accumulation", *OF_THE_TRAINER)
 class Checkpointer:
     """Saves a trainer and what belongs to it, keeps the newest, and goes on from there when started again.
 
-    A checkpoint is taken after every `every` iterations and at the end of the run; one that falls on the end of an
-    epoch is taken once the epoch's handlers that were attached before have run.
+    A checkpoint is taken after every `every` iterations and at the end of the run, behind the handlers of that moment,
+    whose work belongs to it: a step of a scheduler, an average of the weights. One that falls on the end of an epoch is
+    taken behind the epoch's handlers. Handlers that are attached while the trainer runs come behind the checkpoint.
 
     Args:
         every: Iterations between two checkpoints; None for one at the end of each epoch.
@@ -78,6 +80,7 @@ class Checkpointer:
         self._number = 0
         self._incarnation = 0
         self._saved_at: tuple[int, tuple[int, int]] | None = None
+        self._handles: list[RemovableEventHandle] = []
         self._stop = StopOnSignals(self._save_at_stop) if stop_on_signals else None
 
     @property
@@ -109,8 +112,9 @@ class Checkpointer:
             trainer: The trainer; its progress, `state.scaler` and `state.apex` are saved by themselves. So is
                 `state.accumulation`, the gradients of an accumulation window that the checkpoint falls into: each
                 rank has its own, so where they are large, let `every` be a multiple of the accumulation steps.
-            **objects: Anything with `state_dict` and `load_state_dict`, by the name to save it under. A wrapped model
-                is saved without its wrapper, so it loads at any world size.
+            **objects: Anything with `state_dict` and `load_state_dict`, by the name to save it under. What the former
+                returns is tensors, numpy arrays and plain values. A wrapped model is saved without its wrapper, and
+                so is an average of its weights, so they load at any world size.
 
         Raises:
             CheckpointError: There are checkpoints and none can be read, or the newest does not fit the objects.
@@ -120,9 +124,11 @@ class Checkpointer:
         for name, each in objects.items():
             if name in RESERVED:
                 raise ValueError(f"The name {name!r} is taken: the {name} is saved by itself. Use another name.")
+            if isinstance(each, type):
+                raise TypeError(f"{name} is the class {each.__name__}; attach an object of it.")
             if not (hasattr(each, "state_dict") and hasattr(each, "load_state_dict")):
                 raise TypeError(f"{name} is a {type(each).__name__}, which has no state_dict and load_state_dict.")
-        self._objects = {name: unwrap(each) if isinstance(each, nn.Module) else each for name, each in objects.items()}
+        self._objects = {name: bare(each) if isinstance(each, nn.Module) else each for name, each in objects.items()}
         for name in OF_THE_TRAINER:
             if getattr(trainer.state, name, None) is not None:
                 self._objects[name] = getattr(trainer.state, name)
@@ -132,10 +138,7 @@ class Checkpointer:
         if self._stop is not None and isinstance(trainer, Engine):
             self._stop.attach(trainer)
         trainer.add_event_handler(Events.STARTED, self._take_over)
-        if self.every is not None:
-            trainer.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), self._save_inside_epoch)
-        trainer.add_event_handler(Events.EPOCH_COMPLETED, self._save_at_epoch)
-        trainer.add_event_handler(Events.COMPLETED, self._save_at_end)
+        trainer.add_event_handler(Events.STARTED, self._line_up)
 
     def save(self, trainer: Engine) -> None:
         """Take a checkpoint now. Every rank must call it.
@@ -186,6 +189,18 @@ class Checkpointer:
         if rank_and_size()[0] == 0:
             self._incarnation = incarnations.claim(self.directory)
             checkpoint_files.remove_drafts(self.directory, self._incarnation)
+
+    def _line_up(self, trainer: Engine) -> None:
+        """Save behind all handlers that are attached by now, at the beginning of a run."""
+        for handle in self._handles:
+            handle.remove()
+        saves: list[tuple[Any, Callable[[Engine], None]]] = [
+            (Events.EPOCH_COMPLETED, self._save_at_epoch),
+            (Events.COMPLETED, self._save_at_end),
+        ]
+        if self.every is not None:
+            saves.append((Events.ITERATION_COMPLETED(every=self.every), self._save_inside_epoch))
+        self._handles = [trainer.add_event_handler(event, save) for event, save in saves]
 
     def _save_inside_epoch(self, trainer: Engine) -> None:
         if not self._is_stopping() and place_of(trainer)[1] != 0:  # else the epoch's end saves
@@ -333,10 +348,25 @@ class Checkpointer:
             progress["iteration"] = done * now
             progress["epoch_length"] = now
             progress = _without_random_states(progress)
+        elif inside and rank_and_size()[0] == 0 and self._begins_anew(trainer):
+            warnings.warn(
+                f"The run goes on inside an epoch, after iteration {inside} of it, and its data begin anew: some "
+                "samples come a second time, others not at all. Attach the loader to the Checkpointer, one of "
+                "distrain.dataloader.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         trainer.load_state_dict(progress)
         if isinstance(trainer, Engine):
             trainer.place = done, inside
         self._saved_at = state.iteration, place_of(trainer)
+
+    def _begins_anew(self, trainer: Engine) -> bool:
+        """Whether the data have no way to go on where they were; what other types do is their own."""
+        data = trainer.state.dataloader
+        if isinstance(trainer, DeterministicEngine) or any(each is data for each in self._objects.values()):
+            return False
+        return isinstance(data, (DataLoader, list, tuple))
 
     def _prune(self) -> None:
         for path in checkpoint_files.in_order(self.directory)[: -self.keep]:

@@ -21,7 +21,7 @@ from distrain.training.checks import one_of
 from distrain.training.precision import AMP_MODES
 from distrain.training.steady_ddp import SteadyDDP
 
-__all__ = ["ddp_of", "device_of", "prepare", "unwrap"]
+__all__ = ["bare", "ddp_of", "device_of", "prepare", "unwrap"]
 
 WRAPPERS: tuple[type[nn.Module], ...] = (DistributedDataParallel, DataParallel)
 
@@ -94,6 +94,45 @@ def unwrap(model: nn.Module) -> nn.Module:
     inner = model.module if isinstance(model, WRAPPERS) else getattr(model, COMPILED, model)
     assert isinstance(inner, nn.Module)
     return inner if inner is model else unwrap(inner)
+
+
+def bare(model: nn.Module) -> Any:
+    """Return what saves and loads a module without the wrappers around it and inside it; the module itself mostly.
+
+    An average of a wrapped model's weights has the wrapper inside.
+
+    Args:
+        model: A module.
+    """
+    model = unwrap(model)
+    return _Bare(model) if any(isinstance(each, WRAPPERS) for each in model.modules()) else model
+
+
+class _Bare:
+    """A module with wrappers inside, whose state dict has the names that it has without them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        # From the outermost to the innermost.
+        self._wrappers = [f"{name}." for name, each in model.named_modules() if isinstance(each, WRAPPERS)]
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._model.state_dict()
+        for name in reversed(self._wrappers):
+            inside = f"{name}module."
+            state = {
+                f"{name}{key.removeprefix(inside)}" if key.startswith(inside) else key: value
+                for key, value in state.items()
+            }
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name in self._wrappers:
+            state = {
+                f"{name}module.{key.removeprefix(name)}" if key.startswith(name) else key: value
+                for key, value in state.items()
+            }
+        self._model.load_state_dict(state)
 
 
 def ddp_of(model: Any) -> DistributedDataParallel | None:

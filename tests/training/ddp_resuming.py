@@ -49,7 +49,7 @@ def resumed(name, get=batch, **setting):
     whole = Run(**setting).over(range(6), **goal)
     cut = saved(name, Run(**setting))
     cut.trainer.logger.setLevel(logging.CRITICAL)
-    cut.stop_at(stop)
+    cut.stop_after(stop)
     with contextlib.suppress(StopError):
         cut.over(range(6), **goal)
     again = saved(name, Run(**setting), every=None).over(range(6), **goal)
@@ -80,7 +80,7 @@ def deterministic_resumed():
             saved(folder, run).done = 0  # the engine leaves the batches out itself
         if stop is not None:
             run.trainer.logger.setLevel(logging.CRITICAL)
-            run.stop_at(stop)
+            run.stop_after(stop)
         torch.manual_seed(10 * dist.get_rank() + seed)
         with contextlib.suppress(StopError):
             run.over(range(6), max_epochs=2)

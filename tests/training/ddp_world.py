@@ -288,11 +288,11 @@ class Run:
         self.trainer.run(wrap([get(rank, index) for index in indices]), **goal)
         return self
 
-    def stop_at(self, iteration):
+    def stop_after(self, iteration):
         def stop():
             raise StopError
 
-        self.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=iteration), stop)
+        self.trainer.add_event_handler(Events.ITERATION_STARTED(once=iteration + 1), stop)
 
     def weights(self):
         return flat(unwrap(self.model))

@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 
 import distrain
 from distrain.errors import CheckpointError
+from distrain.training import checkpoint_files
 
 
 class StopError(Exception):
@@ -88,8 +89,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(tmp_path, stop_at, scaler)
     _, before, _, _ = run(tmp_path / "cut", stop_at=stop_at, scaler=scaler)
     again, after, trainer, checkpointer = run(tmp_path / "cut", seed=9, scaler=scaler)
     saved = int(checkpointer.resumed_from.name.removeprefix("step-"))
-    # The stop comes before the epoch's end, so a checkpoint that falls on it was not taken.
-    assert saved == max(s for s in range(0, stop_at + 1, 2) if s % 5 or s < stop_at)
+    assert saved == max(range(0, stop_at, 2))  # the handler that stops comes before the checkpoint of its iteration
     assert list(after) == list(range(saved + 1, 16))
     assert {**before, **after} == expected
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
@@ -285,3 +285,123 @@ def test_random_states_come_back(tmp_path):
     np.random.seed(0)
     setting(tmp_path)
     assert (random.random(), np.random.rand(), torch.rand(1)) == expected
+
+
+def scheduled(folder, stop_before=None):
+    """Train with a scheduler that is stepped by a handler attached behind the checkpointer."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.7)
+    trainer = distrain.create_supervised_trainer(model, optimizer, mse_loss)
+    checkpointer = distrain.Checkpointer(every=1, directory=folder)
+    checkpointer.attach(trainer, model=model, optimizer=optimizer, scheduler=scheduler)
+
+    @trainer.on(distrain.Events.ITERATION_COMPLETED(event_filter=lambda _, step: step % 4 != 0))
+    @trainer.on(distrain.Events.EPOCH_COMPLETED)
+    def step():
+        scheduler.step()
+
+    @trainer.on(distrain.Events.ITERATION_STARTED(once=stop_before or 99))
+    def stop():
+        raise StopError
+
+    batches = [(torch.full((2, 3), float(number)), torch.ones(2, 1)) for number in range(4)]
+    trainer.run(batches[trainer.state.iteration % 4 if stop_before is None else 0 :], max_epochs=3, epoch_length=4)
+    return scheduler.get_last_lr()
+
+
+@pytest.mark.filterwarnings("ignore:The run goes on inside an epoch")
+@pytest.mark.parametrize("stop_before", [3, 5, 6])
+def test_what_handlers_do_that_were_attached_later_belongs_to_the_checkpoint(tmp_path, stop_before):
+    whole = scheduled(tmp_path / "whole")
+    with pytest.raises(StopError):
+        scheduled(tmp_path / "cut", stop_before)
+    assert scheduled(tmp_path / "cut") == whole == pytest.approx([0.5 * 0.7**12])
+
+
+class Kept:
+    """Something with a state of its own."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def state_dict(self):
+        return {"best": [self.value]}
+
+    def load_state_dict(self, state):
+        self.value = state["best"][0]
+
+
+def keeping(folder, value):
+    kept = Kept(value)
+    trainer = distrain.create_supervised_trainer(*tiny(), mse_loss)
+    checkpointer = distrain.Checkpointer(directory=folder)
+    checkpointer.attach(trainer, kept=kept)
+    return kept, trainer
+
+
+def tiny():
+    model = nn.Linear(3, 1)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+BATCH = [(torch.ones(2, 3), torch.ones(2, 1))]
+
+
+@pytest.mark.parametrize(
+    "value", [np.float64(0.5), np.bool_(True), np.arange(3), np.random.default_rng(0).bit_generator.state], ids=repr
+)
+def test_numbers_and_arrays_of_numpy_come_back(tmp_path, value):
+    keeping(tmp_path, value)[1].run(BATCH)
+    kept, _ = keeping(tmp_path, None)
+    assert repr(kept.value) == repr(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (tiny, r"kept\['best'\]\[0\] is a function, which cannot be read back as plain data"),
+        (zipfile.Path, r"kept\['best'\]\[0\] is a type"),
+        (StopError(), r"kept\['best'\]\[0\] is a .*StopError"),
+        (lambda: 0, r"kept\['best'\]\[0\] is a function"),
+    ],
+    ids=["function", "class", "object", "lambda"],
+)
+def test_what_could_not_be_read_again_is_not_saved(tmp_path, value, what):
+    _, trainer = keeping(tmp_path, value)
+    with pytest.raises(CheckpointError, match=rf"step-00000001 could not be written: {what}"):
+        trainer.run(BATCH)
+    assert names(tmp_path) == []
+
+
+def test_one_flipped_bit_anywhere_does_not_keep_the_one_before_from_being_taken(tmp_path):
+    _, loader, trainer, _ = setting(tmp_path)
+    trainer.run(loader, max_epochs=1)
+    path = tmp_path / "step-00000005" / "state.pt"
+    whole = path.read_bytes()
+    outside = len(whole) - 3000  # in the archive's directory there are no checksums
+    for bit in range(outside * 8, len(whole) * 8, 97):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        problem = checkpoint_files.problem_of(path.parent)
+        assert problem or checkpoint_files.read(path.parent), bit
+    path.write_bytes(whole)
+    assert checkpoint_files.problem_of(path.parent) is None
+
+
+def test_data_that_begin_anew_inside_an_epoch_are_warned_of(tmp_path):
+    _, loader, trainer, _ = setting(tmp_path, every=3)
+    trainer.add_event_handler(distrain.Events.ITERATION_COMPLETED(once=4), interrupted)
+    with pytest.raises(StopError):
+        trainer.run(loader, max_epochs=1)
+    _, loader, trainer, _ = setting(tmp_path, is_loader_attached=False)
+    with pytest.warns(
+        RuntimeWarning, match="goes on inside an epoch, after iteration 3 of it, and its data begin anew"
+    ):
+        trainer.run(loader, max_epochs=1)
+
+
+def interrupted():
+    raise StopError

@@ -12,7 +12,10 @@ import distrain
 from distrain import Events, create_supervised_evaluator, create_supervised_trainer
 from tests.support.real_parts import missing
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:The run goes on inside an epoch"),  # all batches are the same
+]
 
 
 @pytest.fixture(autouse=True)

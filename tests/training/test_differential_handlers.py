@@ -227,7 +227,9 @@ def test_the_progress_bar(ignite, handlers, capfd, monkeypatch):
     def script(twin):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tqdm.autonotebook looks for a notebook
-            bar = handlers.ProgressBar(bar_format="{desc}{n_fmt}/{total_fmt}{postfix} ", persist=True)
+            bar = handlers.ProgressBar(
+                bar_format="{desc}{n_fmt}/{total_fmt}{postfix} ", persist=True, miniters=1, mininterval=0
+            )
             bar.attach(twin.trainer, output_transform=lambda loss: {"loss": round(loss, 3)})
             twin.run(max_epochs=2)
         shown.append(capfd.readouterr().err)

@@ -25,9 +25,9 @@ def test_once_another_launch_trains_there_the_lost_one_writes_no_more(tmp_path, 
     launch("lost")
     _, loader, trainer, _ = setting(tmp_path, every=1)
 
-    @trainer.on(distrain.Events.ITERATION_COMPLETED)
+    @trainer.on(distrain.Events.ITERATION_STARTED)
     def another_one_begins():
-        if trainer.state.iteration == 3:
+        if trainer.state.iteration == 4:
             launch("next")
             monkeypatch.setenv("SLURM_JOB_ID", "17")
             monkeypatch.setenv("SLURM_RESTART_COUNT", "1")

@@ -1,9 +1,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 import distrain
+from distrain.training.wrapping import bare
 
 
 def test_alone_nothing_is_wrapped():
@@ -49,3 +51,18 @@ def test_what_is_apexs_alone_is_ignored_with_a_warning(option):
     (name,) = option
     with pytest.warns(UserWarning, match=f"{name} is ignored: it is apex's, and amp_mode is 'amp'"):
         distrain.prepare(nn.Linear(2, 1), amp_mode="amp", **option)
+
+
+def test_an_average_of_a_wrapped_model_is_saved_without_the_wrappers():
+    def net(wrap):
+        return nn.Sequential(nn.Linear(2, 2), wrap(nn.Sequential(nn.Linear(2, 1), wrap(nn.BatchNorm1d(1)))))
+
+    wrapped, plain = AveragedModel(net(nn.DataParallel)), AveragedModel(net(lambda module: module))
+    assert bare(plain) is plain
+    state = bare(wrapped).state_dict()
+    assert state.keys() == plain.state_dict().keys()
+    plain.load_state_dict(state)
+    again = AveragedModel(net(nn.DataParallel))
+    bare(again).load_state_dict(plain.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(wrapped.parameters(), again.parameters(), strict=True))
+    assert bare(nn.DataParallel(plain)) is plain
