@@ -24,7 +24,7 @@ from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRen
 from distrain.errors import LaunchError
 from distrain.launcher.apart import apart
 from distrain.launcher.facts import Facts, clock_warning, warnings
-from distrain.launcher.inquiry import PLACED, VICTIM
+from distrain.launcher.inquiry import CLUES, PLACED, VICTIM
 from distrain.launcher.membership import EndedElsewhereError, Membership
 from distrain.launcher.precheck import PATIENCE_S, await_answer, join_timeout_s, loopback_of, node_name
 from distrain.launcher.round_store import listen
@@ -255,6 +255,8 @@ class MeetingPlace:
     def _take(self, op: str, message: Mapping[str, Any]) -> None:
         if op == SUPERVISORS:
             self._hear(message)
+            if message["word"]["word"] == CLUES and message["round"] == self.membership.round:
+                self.membership.has_looked(message["token"])
             return
         self.membership.take(op, message)
         if op == PLACED:

@@ -13,6 +13,7 @@ from typing import Any
 
 from distrain.errors import LaunchError
 from distrain.launcher.facts import Facts, clock_warning, misfit, warnings
+from distrain.supervision.failure import Standing
 
 __all__ = ["EndedElsewhereError", "Membership"]
 
@@ -71,6 +72,7 @@ class Membership:
         self._left: set[str] = set()
         self._placed: dict[str, list[int]] = {}
         self._failing: dict[str, tuple[int, float]] = {}
+        self._have_looked: set[str] = set()
         self._ending: EndedElsewhereError | None = None
         self._changed = False
         self._newcomer_is_said = False
@@ -163,6 +165,7 @@ class Membership:
             self.round = number
             self._members = {each.token: each for each in members}
             self._failing.clear()
+            self._have_looked.clear()
             self._left.clear()
             self._placed.clear()
             self._changed = False
@@ -184,11 +187,27 @@ class Membership:
             stronger = any((-theirs, when_s, other) < ours for other, (theirs, when_s) in self._failing.items())
             return stronger or self._changed or self._ending is not None
 
-    def have_all_spoken(self) -> bool:
-        """Whether every other node of the round has told of a failure, or of its end, or is gone."""
+    def have_all_spoken(self, standing: int) -> bool:
+        """Whether every other node of the round has told of a failure, or of its end, or is gone.
+
+        A failure of ours that follows from another one may follow from a rank that shows none: a node whose failures
+        explain ours no better has spoken once it has looked where its ranks are.
+
+        Args:
+            standing: As for `is_collateral`.
+        """
         with self._lock:
-            quiet = self._members.keys() - self._gone - self._done - self._left - self._failing.keys()
-            return quiet <= {self._mine.token}
+            told = {
+                token
+                for token, (theirs, _) in self._failing.items()
+                if standing >= Standing.CAUSE or theirs >= Standing.CAUSE or token in self._have_looked
+            }
+            return self._members.keys() - self._gone - self._done - self._left - told <= {self._mine.token}
+
+    def has_looked(self, token: str) -> None:
+        """Note that a node has told where its ranks are, or that they are where they should be."""
+        with self._lock:
+            self._have_looked.add(token)
 
     def left_elsewhere(self) -> dict[int, str]:
         """Return the ranks of other nodes of this round that have ended well, with their hosts."""

@@ -203,7 +203,8 @@ class NodesRendezvous(RendezvousHandler):
         self.place.watch.tell("failing", token=token, round=self._membership.round, when=when_s, standing=standing)
 
         def heard() -> bool:
-            return self._membership.is_collateral(token, standing, when_s) or self._membership.have_all_spoken()
+            is_collateral = self._membership.is_collateral(token, standing, when_s)
+            return is_collateral or self._membership.have_all_spoken(standing)
 
         end_and_listen(heard)
         if self._membership.is_collateral(token, standing, when_s):

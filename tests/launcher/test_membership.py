@@ -165,9 +165,18 @@ def test_who_was_cut_off_is_no_cause_however_early(said):
 def test_nobody_is_waited_for_once_all_have_spoken(said, last):
     membership = make(said)
     membership.take("failing", {"token": "b", "round": 0, "when": 4.0, "standing": 2})
-    assert not membership.have_all_spoken()
+    assert not membership.have_all_spoken(5)
     membership.take(*last)
-    assert membership.have_all_spoken()
+    assert membership.have_all_spoken(5)
+
+
+def test_a_victim_waits_until_who_knows_no_cause_either_has_looked_where_its_ranks_are(said):
+    membership = make(said)
+    membership.take("failing", {"token": "b", "round": 0, "when": 4.0, "standing": 3})
+    membership.take("failing", {"token": "c", "round": 0, "when": 4.0, "standing": 5})
+    assert not membership.have_all_spoken(3)
+    membership.has_looked("b")
+    assert membership.have_all_spoken(3)
 
 
 def test_word_of_a_restart_counts_in_its_own_round_only(said):

@@ -739,7 +739,7 @@ def test_an_interrupt_while_waiting_for_the_others_ends_the_node(tmp_path, two, 
             alone = run.start(two[0], 0)
             said(alone, "1 of 2 nodes are here at h0:29400; waiting up to 300 s for the others")
         alone.process.send_signal(signal.SIGINT)
-        ends(alone, 130, 10)
+        ends(alone, 130, 30)
 
 
 SLOW_TO_LEAVE = """\
