@@ -269,7 +269,7 @@ class Outcome:
         """Return what is known of one rank's bad end."""
         log = self._rundir.stderr(self.attempt, end.rank)
         tail = tail_lines(log, _LOG_LINES)
-        record = self._exception(end.rank)
+        record = self._exception(end)
         exit_code, was_asked = end.exit_code, end.was_asked
         if record is not None and exit_code in (-signal.SIGTERM, -signal.SIGKILL):
             # It was ending by itself when a peer's end had us end all.
@@ -320,10 +320,11 @@ class Outcome:
             return ""
         return self._vigil.out_of_memory(end.rank) or ""
 
-    def _exception(self, rank: int) -> dict[str, Any] | None:
+    def _exception(self, end: Exit) -> dict[str, Any] | None:
+        """Return the record of the exception that ended a rank, None when it left none."""
         try:
-            data = self._records.get(rank) or self._rundir.exception(self.attempt, rank).read_bytes()
+            data = self._records.get(end.rank) or self._rundir.exception(self.attempt, end.rank).read_bytes()
             record: dict[str, Any] = json.loads(data)
         except (OSError, ValueError):
             return None
-        return record
+        return record if record.get("pid") == end.pid else None  # else another process wrote it

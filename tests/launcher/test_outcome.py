@@ -47,7 +47,7 @@ def test_exit_codes(outcome, code, expected):
 def raised(tmp_path, attempt, rank, **record):
     folder = RunDir(root=tmp_path).rank_dir(attempt, rank)
     folder.mkdir(parents=True)
-    record = {"message": "", "traceback": f"Traceback of {record['type']}", "exit_code": 1} | record
+    record = {"pid": 10 + rank, "message": "", "traceback": f"Traceback of {record['type']}", "exit_code": 1} | record
     (folder / "exception.json").write_text(json.dumps(record))
 
 
@@ -79,7 +79,7 @@ def test_the_recorded_exception_and_the_log_are_in_the_failure(outcome, tmp_path
     start(outcome, 3)
     folder = RunDir(root=tmp_path).rank_dir(3, 1)
     folder.mkdir(parents=True)
-    record = {"type": "ValueError", "message": "bad", "traceback": "Traceback…", "monotonic_ns": 4}
+    record = {"pid": 11, "type": "ValueError", "message": "bad", "traceback": "Traceback…", "monotonic_ns": 4}
     (folder / "exception.json").write_text(json.dumps(record))
     (folder / "stderr.log").write_text("a\nb\n")
     exited(outcome, 0, -6, 5)
@@ -100,12 +100,22 @@ def test_ranks_that_we_ended_are_not_counted_as_failed_too(outcome):
 
 def test_what_a_rank_left_on_the_board_is_taken_before_the_disk(outcome):
     start(outcome, 0)
-    record = {"type": "OSError", "message": "[Errno 28] full", "traceback": "T", "exit_code": 1, "monotonic_ns": 4}
+    record = {"pid": 11, "type": "OSError", "message": "[Errno 28] full", "traceback": "T", "exit_code": 1}
+    record["monotonic_ns"] = 4
     beat = Beat(rank=1, pid=11, beats=7, steps=6, last_ns=3, slowest_ns=1, state="going")
     message = {"rank": 1, "pid": 11, "exit_code": 1, "monotonic_ns": 5}
     outcome.worker_exited(message, beat, json.dumps(record).encode())
     failure = outcome.failure().root_cause
     assert (failure.kind, failure.step) == ("OSError", 6)
+
+
+def test_the_record_of_a_process_that_is_not_the_rank_is_none_of_the_ranks(outcome, tmp_path):
+    start(outcome, 0)
+    raised(tmp_path, 0, 0, type="RuntimeError", monotonic_ns=3, pid=4711)
+    exited(outcome, 1, 7, 5)
+    exited(outcome, 0, -15, 6)
+    report = outcome.failure()
+    assert (report.root_cause.rank, report.root_cause.kind, report.consequences) == (1, "exit code 7", ())
 
 
 def test_a_peer_that_lost_its_connection_first_is_no_cause(outcome, tmp_path):
