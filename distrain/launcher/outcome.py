@@ -185,14 +185,16 @@ class Outcome:
         silent_s = silent[rank].silent_s if rank in silent else found.hang.timeout_s
         where = found.doing.get(rank)
         why_not = self._vigil.why_no_stacks if self._vigil is not None and rank in by_rank else ""
-        place = f"it stood in {where}" if where else f"no Python stack: {why_not}" if why_not else ""
+        place = f"it stood {where}" if where else f"no Python stack: {why_not}" if why_not else ""
         message = f"no step for {silent_s:.0f} s{f'; {place}' if place else ''}"
-        known = by_rank.get(rank) or self._hanging_elsewhere(rank, found)
-        return replace(known, kind="Hang", message=message, exit_code=EXIT_HANG, standing=Standing.CAUSE, reason="")
+        beat = silent[rank].beat if rank in silent else None
+        known = by_rank.get(rank) or self._hanging_elsewhere(rank, found, beat)
+        hung = replace(known, kind="Hang", message=message, exit_code=EXIT_HANG, standing=Standing.CAUSE, reason="")
+        # One that was stopped goes on for a moment when it is asked for its stack.
+        return hung if beat is None else replace(hung, step=beat.iteration or beat.steps)
 
-    def _hanging_elsewhere(self, rank: int, found: Found) -> Failure:
+    def _hanging_elsewhere(self, rank: int, found: Found, beat: Beat | None) -> Failure:
         """Return what is known here of another node's rank, for the case that its own node reports no more."""
-        beat = next((each.beat for each in found.hang.silent if each.beat.rank == rank), None)
         return Failure(
             rank=rank,
             host=found.elsewhere[rank],
@@ -239,7 +241,7 @@ class Outcome:
         elif absent and first.standing == Standing.TIMED_OUT:
             rank, kind = min(absent), "Timeout"
             where = self._elsewhere[rank].doing
-            message = f"did not take part in what rank {first.rank} waited for; it was in {where}"
+            message = f"did not take part in what rank {first.rank} waited for; it was {where}"
         else:
             return None
         host = self._elsewhere[rank].host

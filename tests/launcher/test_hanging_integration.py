@@ -119,6 +119,11 @@ def test_a_hang_is_noticed_in_time_and_the_right_rank_named(tmp_path, train, how
     if how == "lock":
         assert f"\nranks 0, 2, by torch's flight recorder: at collective {numbers[0]} (gloo:all_reduce)\n" in stacks
     assert WHERE[how] in stacks[stacks.index("rank 1, the odd") :]
+    if how == "stop":
+        assert "\n  rank 1, pid" in report
+        assert "· after step 6 ·" in report
+        assert "collective" not in report.splitlines()[0]
+        assert re.search(r"\nranks 0, 2, by torch's flight recorder: at collective \d+ \(gloo:all_reduce\)\n", stacks)
 
 
 @pytest.mark.deep

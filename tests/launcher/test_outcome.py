@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -145,16 +146,37 @@ def test_a_new_attempt_forgets_the_one_before(outcome):
     assert outcome.failure() is None
 
 
+def hang_of(*beats):
+    silent = tuple(Silence(beat=beat, silent_s=6) for beat in beats)
+    return Hang(since_ns=1, timeout_s=5, silent=silent, suspects=tuple(beat.rank for beat in beats))
+
+
+def hung(outcome, doing, odd=()):
+    """A hang of two ranks after six steps; they did one more until they were ended."""
+    start(outcome, 0)
+    beats = [
+        Beat(rank=rank, pid=10 + rank, beats=7, steps=6, last_ns=3, slowest_ns=1, state="going") for rank in range(2)
+    ]
+    outcome.hung(Found(hang=hang_of(*beats), odd=odd, doing=doing))
+    for rank, beat in enumerate(beats):
+        message = {"rank": rank, "pid": 10 + rank, "exit_code": -9, "monotonic_ns": 9, "was_asked": True}
+        outcome.worker_exited(message, replace(beat, steps=7))
+    return outcome.failure()
+
+
+def test_the_step_of_a_hang_is_that_at_which_it_hung(outcome):
+    cause = hung(outcome, {0: "in load (line 7 of a.py)"}, odd=(0,)).root_cause
+    assert (cause.rank, cause.kind, cause.step) == (0, "Hang", 6)
+    assert cause.message == "no step for 6 s; it stood in load (line 7 of a.py)"
+
+
 def test_a_hang_for_which_another_nodes_rank_is_to_blame_is_told_by_what_is_known_of_it(outcome):
     start(outcome, 0)
     beats = [
         Beat(rank=rank, pid=10 + rank, beats=7, steps=6, last_ns=3, slowest_ns=1, state="going") for rank in range(4)
     ]
-    hang = Hang(
-        since_ns=1, timeout_s=5, silent=tuple(Silence(beat=beat, silent_s=6) for beat in beats), suspects=(0, 1, 2, 3)
-    )
-    doing = {0: "in a", 1: "in a", 2: "in a", 3: "b"}
-    outcome.hung(Found(hang=hang, odd=(3,), doing=doing, elsewhere={2: "h1", 3: "h1"}))
+    doing = {0: "in a", 1: "in a", 2: "in a", 3: "in b"}
+    outcome.hung(Found(hang=hang_of(*beats), odd=(3,), doing=doing, elsewhere={2: "h1", 3: "h1"}))
     for rank in (0, 1):
         outcome.worker_exited({"rank": rank, "pid": 10 + rank, "exit_code": -9, "monotonic_ns": 9, "was_asked": True})
     report = outcome.failure()
@@ -173,7 +195,7 @@ def timed_out(outcome, tmp_path, message=LATE):
 
 def test_a_rank_of_another_node_that_did_not_come_is_named(outcome, tmp_path):
     timed_out(outcome, tmp_path)
-    outcome.seen_elsewhere("h1", {"left": [], "absent": {"3": "load (line 7 of a.py)"}})
+    outcome.seen_elsewhere("h1", {"left": [], "absent": {"3": "in load (line 7 of a.py)"}})
     report = outcome.failure()
     cause = report.root_cause
     assert (cause.rank, cause.host, cause.kind, cause.exit_code) == (3, "h1", "Timeout", 1)
@@ -210,4 +232,4 @@ def test_the_clues_for_other_nodes_are_who_left_and_who_waits_for_nobody(tmp_pat
     for rank, code in ((0, 0), (1, 1)):
         vigil.worker_exited(rank)
         exited(outcome, rank, code, 4)
-    assert outcome.clues() == {"left": [0], "absent": {2: "load (line 7 of train.py)"}}
+    assert outcome.clues() == {"left": [0], "absent": {2: "in load (line 7 of train.py)"}}
