@@ -177,6 +177,8 @@ class Outcome:
         """Return the rank that the others waited for as the cause, when the attempt was ended because it hung."""
         if self._hang is None:
             return None
+        if (raised := self._not_ending(failures, self._hang)) is not None:
+            return raised
         found, by_rank = self._hang, {each.rank: each for each in failures}
         silent = {each.beat.rank: each for each in found.hang.silent}
         rank = next((rank for rank in found.suspects if rank in by_rank or rank in found.elsewhere), None)
@@ -192,6 +194,20 @@ class Outcome:
         hung = replace(known, kind="Hang", message=message, exit_code=EXIT_HANG, standing=Standing.CAUSE, reason="")
         # One that was stopped goes on for a moment when it is asked for its stack.
         return hung if beat is None else replace(hung, step=beat.iteration or beat.steps)
+
+    def _not_ending(self, failures: Sequence[Failure], found: Found) -> Failure | None:
+        """Return the rank whose program had ended by an exception, while something kept its process alive: a thread."""
+        killed = {end.rank for end in self._exits if end.exit_code == -signal.SIGKILL}
+        raised = [each for each in failures if each.rank in killed and each.exit_code > 0]
+        first = root_cause([each for each in raised if each.standing == Standing.CAUSE])
+        if first is None:
+            return None
+        where = found.doing.get(first.rank, "")
+        if "in _shutdown (threading.py)" in where:
+            why = "its threads kept it from ending"
+        else:
+            why = "it did not end" + (f", it stood {where}" if where else "")
+        return replace(first, message=f"{first.message}; {why}")
 
     def _hanging_elsewhere(self, rank: int, found: Found, beat: Beat | None) -> Failure:
         """Return what is known here of another node's rank, for the case that its own node reports no more."""

@@ -170,6 +170,26 @@ def test_the_step_of_a_hang_is_that_at_which_it_hung(outcome):
     assert cause.message == "no step for 6 s; it stood in load (line 7 of a.py)"
 
 
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("in _shutdown (threading.py), past collective 8", "its threads kept it from ending"),
+        ("outside of Python", "it did not end, it stood outside of Python"),
+    ],
+)
+def test_an_exception_after_which_a_rank_did_not_end_is_the_cause_of_the_hang(outcome, tmp_path, where, words):
+    raised(tmp_path, 0, 1, type="ValueError", message="bad", exit_code=1, monotonic_ns=3)
+    report = hung(outcome, {0: "waiting in barrier (distributed_c10d.py)", 1: where}, odd=(1,))
+    cause = report.root_cause
+    assert (cause.rank, cause.kind, cause.message) == (1, "ValueError", f"bad; {words}")
+    assert (exit_code_of(report), cause.traceback) == (1, "Traceback of ValueError")
+
+
+def test_an_exception_for_a_lost_peer_is_not_the_cause_of_the_hang(outcome, tmp_path):
+    raised(tmp_path, 0, 1, type="RuntimeError", message=CLOSED, monotonic_ns=3)
+    assert hung(outcome, {}, odd=(0,)).root_cause.rank == 0
+
+
 def test_a_hang_for_which_another_nodes_rank_is_to_blame_is_told_by_what_is_known_of_it(outcome):
     start(outcome, 0)
     beats = [
