@@ -103,13 +103,20 @@ class StoppedBySignal(SystemExit):
         self.path = path
 
 
+_SYNONYMS = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "tpu": "xla"}
+
+
 def did_you_mean(got: str, valid: Iterable[str], *, most: int = 3) -> str:
     """Return ` Did you mean …?` for the names nearest to `got`, or nothing when none is near.
+
+    Another word for the same thing is nearer than one that is spelt alike.
 
     Args:
         got: The unknown name.
         valid: The names that would have been right.
         most: How many to offer, nearest first.
     """
-    nearest = difflib.get_close_matches(got, list(valid), n=most, cutoff=0.6)
+    names = list(valid)
+    meant = [name for name in names if name == _SYNONYMS.get(got.lower())]
+    nearest = meant or difflib.get_close_matches(got, names, n=most, cutoff=0.6)
     return f" Did you mean {' or '.join(nearest)}?" if nearest else ""

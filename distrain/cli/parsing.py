@@ -116,6 +116,9 @@ def program_of(
     kinds = [name for name in ("module", "no_python", "run_path") if name in found]
     if {"module", "no_python"} <= set(kinds):
         raise UsageError("-m and --no-python exclude each other; a command is no module.")
+    if "run_path" in kinds and len(kinds) > 1:
+        other, what = ("-m", "module") if "module" in kinds else ("--no-python", "command")
+        raise UsageError(f"--run-path and {other} exclude each other; a {what} is no script.")
     kind = "path" if "run_path" in kinds else {"module": "module", "no_python": "command"}.get("".join(kinds), "script")
     if script is None:
         what = "script" if kind == "path" else kind

@@ -258,17 +258,18 @@ def run(job: WorkerJob, problem: str = "") -> None:
     """
     sys.argv = [job.target, *job.args]
     sys.orig_argv = list(job.command)
+    rank_pid = os.getpid()
     try:
         if problem:
             raise LaunchError(problem)
         _prepare(job)()
     except SystemExit as end:
-        if end.code not in (None, 0):
+        if end.code not in (None, 0) and os.getpid() == rank_pid:
             _record(end, _own_frames(end.__traceback__), job)
         raise
     except BaseException as error:
         own = _own_frames(error.__traceback__)
-        if not isinstance(error, KeyboardInterrupt):
+        if not isinstance(error, KeyboardInterrupt) and os.getpid() == rank_pid:  # what the program forks is not it
             _record(error, own, job)
         _hide_own_frames()
         raise

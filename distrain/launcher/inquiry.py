@@ -31,8 +31,8 @@ PLACED = "placed"
 """What a supervisor hears when another node knows which ranks it has, where it was not the agents who gave them out."""
 
 _ANSWER_S = 1.0
-_STACKS_S = 2.5
-"""A node that first hears of a hang when another tells where its ranks stand takes two seconds to find its own."""
+_STACKS_S = 4.0
+"""A node that first hears of a hang when another tells where its ranks stand takes up to 3.5 s to find its own."""
 
 _PAUSE_S = 1.0
 _MOST_PAUSE_S = 5.0

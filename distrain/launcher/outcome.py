@@ -177,6 +177,8 @@ class Outcome:
         """Return the rank that the others waited for as the cause, when the attempt was ended because it hung."""
         if self._hang is None:
             return None
+        if (raised := self._not_ending(failures, self._hang)) is not None:
+            return raised
         found, by_rank = self._hang, {each.rank: each for each in failures}
         silent = {each.beat.rank: each for each in found.hang.silent}
         rank = next((rank for rank in found.suspects if rank in by_rank or rank in found.elsewhere), None)
@@ -185,14 +187,30 @@ class Outcome:
         silent_s = silent[rank].silent_s if rank in silent else found.hang.timeout_s
         where = found.doing.get(rank)
         why_not = self._vigil.why_no_stacks if self._vigil is not None and rank in by_rank else ""
-        place = f"it stood in {where}" if where else f"no Python stack: {why_not}" if why_not else ""
+        place = f"it stood {where}" if where else f"no Python stack: {why_not}" if why_not else ""
         message = f"no step for {silent_s:.0f} s{f'; {place}' if place else ''}"
-        known = by_rank.get(rank) or self._hanging_elsewhere(rank, found)
-        return replace(known, kind="Hang", message=message, exit_code=EXIT_HANG, standing=Standing.CAUSE, reason="")
+        beat = silent[rank].beat if rank in silent else None
+        known = by_rank.get(rank) or self._hanging_elsewhere(rank, found, beat)
+        hung = replace(known, kind="Hang", message=message, exit_code=EXIT_HANG, standing=Standing.CAUSE, reason="")
+        # One that was stopped goes on for a moment when it is asked for its stack.
+        return hung if beat is None else replace(hung, step=beat.iteration or beat.steps)
 
-    def _hanging_elsewhere(self, rank: int, found: Found) -> Failure:
+    def _not_ending(self, failures: Sequence[Failure], found: Found) -> Failure | None:
+        """Return the rank whose program had ended by an exception, while something kept its process alive: a thread."""
+        killed = {end.rank for end in self._exits if end.exit_code == -signal.SIGKILL}
+        raised = [each for each in failures if each.rank in killed and each.exit_code > 0]
+        first = root_cause([each for each in raised if each.standing == Standing.CAUSE])
+        if first is None:
+            return None
+        where = found.doing.get(first.rank, "")
+        if "in _shutdown (threading.py)" in where:
+            why = "its threads kept it from ending"
+        else:
+            why = "it did not end" + (f", it stood {where}" if where else "")
+        return replace(first, message=f"{first.message}; {why}")
+
+    def _hanging_elsewhere(self, rank: int, found: Found, beat: Beat | None) -> Failure:
         """Return what is known here of another node's rank, for the case that its own node reports no more."""
-        beat = next((each.beat for each in found.hang.silent if each.beat.rank == rank), None)
         return Failure(
             rank=rank,
             host=found.elsewhere[rank],
@@ -239,7 +257,7 @@ class Outcome:
         elif absent and first.standing == Standing.TIMED_OUT:
             rank, kind = min(absent), "Timeout"
             where = self._elsewhere[rank].doing
-            message = f"did not take part in what rank {first.rank} waited for; it was in {where}"
+            message = f"did not take part in what rank {first.rank} waited for; it was {where}"
         else:
             return None
         host = self._elsewhere[rank].host
@@ -269,7 +287,7 @@ class Outcome:
         """Return what is known of one rank's bad end."""
         log = self._rundir.stderr(self.attempt, end.rank)
         tail = tail_lines(log, _LOG_LINES)
-        record = self._exception(end.rank)
+        record = self._exception(end)
         exit_code, was_asked = end.exit_code, end.was_asked
         if record is not None and exit_code in (-signal.SIGTERM, -signal.SIGKILL):
             # It was ending by itself when a peer's end had us end all.
@@ -320,10 +338,11 @@ class Outcome:
             return ""
         return self._vigil.out_of_memory(end.rank) or ""
 
-    def _exception(self, rank: int) -> dict[str, Any] | None:
+    def _exception(self, end: Exit) -> dict[str, Any] | None:
+        """Return the record of the exception that ended a rank, None when it left none."""
         try:
-            data = self._records.get(rank) or self._rundir.exception(self.attempt, rank).read_bytes()
+            data = self._records.get(end.rank) or self._rundir.exception(self.attempt, end.rank).read_bytes()
             record: dict[str, Any] = json.loads(data)
         except (OSError, ValueError):
             return None
-        return record
+        return record if record.get("pid") == end.pid else None  # else another process wrote it

@@ -6,7 +6,7 @@ import contextlib
 import textwrap
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ __all__ = ["Standstill", "Vigil"]
 
 _LOOK_EVERY_NS = 500_000_000
 _ANSWER_S = 2.0
+_WOKEN_S = 1.0
 _FLIGHT_S = 0.5
 
 
@@ -139,30 +140,38 @@ class Vigil:
         return self._hang
 
     def where_they_stand(self, *, wake_stopped: bool = False) -> Standstill:
-        """Have every worker write its stacks, and compare them; it takes two seconds at most.
+        """Have every worker write its stacks, and compare them.
+
+        It takes two seconds at most, and where stopped ones are woken a second and a half more. Those come last: once
+        they run, the others go on as well.
 
         Args:
-            wake_stopped: As for `capture`; then torch's flight recorders are saved as well.
+            wake_stopped: As for `capture`; then torch's flight recorders are saved as well, but for theirs.
         """
         logs = {rank: (worker.pid, self._stacks(rank)) for rank, worker in self._workers.items()}
-        captured = capture(logs, timeout_s=_ANSWER_S, wake_stopped=wake_stopped)
-        dumps = {rank: each.dump for rank, each in captured.items()}
+        captured = capture(logs, timeout_s=_ANSWER_S)
         states = {rank: each.state for rank, each in captured.items()}
         stopped = {rank: state.words for rank, state in states.items() if state is not None and state.is_stopped}
+        flights: dict[int, str] = {}
+        if wake_stopped:
+            flights = self._flights([rank for rank in self._workers if rank not in stopped])
+            woken = capture({rank: logs[rank] for rank in stopped}, timeout_s=_WOKEN_S, wake_stopped=True)
+            captured.update({rank: replace(captured[rank], dump=each.dump) for rank, each in woken.items()})
+        dumps = {rank: each.dump for rank, each in captured.items()}
         doing = _doing(dumps)
-        flights = self._flights() if wake_stopped else {}
         for said in (flights, stopped):
             for rank, words in said.items():
-                doing[rank] = f"{doing[rank]}, {words}" if rank in doing else words
+                doing[rank] = f"{doing.get(rank, 'at an unknown place')}, {words}"
         return Standstill(groups=stacks.group(dumps, stopped), states=states, doing=doing, flights=flights)
 
-    def _flights(self) -> dict[int, str]:
-        """Have the ranks save torch's flight recorder; return which collective each is at, for those that answer."""
+    def _flights(self, asked: Iterable[int]) -> dict[int, str]:
+        """Have ranks save torch's flight recorder; return which collective each is at, for those that answer."""
         if self._board is None:
             return {}
+        workers = {rank: self._workers[rank] for rank in asked}
         ranks = {
             rank: (worker.pid, self._board.flight_fd(worker.slot), self._rundir.flight(self._attempt, rank))
-            for rank, worker in self._workers.items()
+            for rank, worker in workers.items()
         }
         positions = {rank: flight.position(record) for rank, record in flight.ask(ranks, timeout_s=_FLIGHT_S).items()}
         return {rank: words for rank, words in positions.items() if words}
@@ -189,7 +198,9 @@ class Vigil:
             by_position.setdefault(position, []).append(rank)
         for position, ranks in by_position.items():
             text += f"\n{stacks.ranks_in_words(ranks)}, by torch's flight recorder: {position}"
-        for rank in [rank for rank in odd if rank in self._workers][:1]:
+        stopped = {rank for rank, state in standstill.states.items() if state is not None and state.is_stopped}
+        running = [rank for rank in odd if rank in self._workers and rank not in stopped]
+        for rank in running[:1]:
             native = stacks.native_stack(self._workers[rank].pid, timeout_s=_ANSWER_S)
             if native:
                 text += f"\nnative stack of rank {rank}:\n{textwrap.indent(native.rstrip(), '  ')}"

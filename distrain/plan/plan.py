@@ -23,7 +23,7 @@ from distrain.plan.related import without_overruled
 from distrain.plan.shown import Shown, resolve_shown
 from distrain.plan.slices import check_slice
 from distrain.plan.smoke import without_what_a_smoke_test_has_not
-from distrain.plan.sources import Setting, given, is_worker
+from distrain.plan.sources import Setting, given, is_worker, misspelt
 
 __all__ = ["Plan", "interpreter_versions", "resolve"]
 
@@ -132,6 +132,7 @@ def resolve(
     named = given(flags, environ, None).get("profile")
     read = None if named is None else profile.read(named.text, cwd=cwd, environ=environ, where=named.where)
     found, warnings = without_overruled(given(flags, environ, read))
+    warnings += misspelt(environ)
     if "smoke" in found:
         found = without_what_a_smoke_test_has_not(found, program, warnings)
     # A launch inside a worker is a run of its own: the worker has the scheduler's place already.
@@ -268,13 +269,14 @@ class _Resolution:
             return tuple(IN_SLURM.split(","))
         text = self.draft.text("signals_to_handle", SIGNALS) or SIGNALS
         names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-        valid = [each.name for each in signal.Signals]
+        never = ("SIGKILL", "SIGSTOP")
+        valid = [each.name for each in signal.Signals if each.name not in never]
         for name in names:
-            if name not in valid or name in ("SIGKILL", "SIGSTOP"):
+            if name not in valid:
                 said = self.found["signals_to_handle"]
                 raise UsageError(
                     f"{said.where}: got {name!r}; give names of signals that can be handled, separated by commas, "
-                    f"such as {SIGNALS}.{did_you_mean(name, valid)}"
+                    f"such as {SIGNALS}.{'' if name in never else did_you_mean(name, valid)}"
                 )
         return names
 

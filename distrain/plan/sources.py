@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +12,16 @@ from distrain.errors import UsageError
 from distrain.plan.options import OFF, ON, OPTIONS, Option
 from distrain.plan.profile import Profile
 
-__all__ = ["Given", "Origin", "Setting", "given", "is_stronger", "is_worker", "seconds", "whole_number"]
+__all__ = ["Given", "Origin", "Setting", "given", "is_stronger", "is_worker", "misspelt", "seconds", "whole_number"]
 
 Origin = Literal["flag", "environment", "profile", "detected", "default"]
 
 STRENGTH = ("profile", "environment", "flag")
+
+PREFIX = "DISTRAIN_"
+
+OURS = ("DISTRAIN_HEARTBEAT", "DISTRAIN_LAUNCH_ID", "DISTRAIN_SMOKE_TEST")
+"""What distrain itself sets that is no option's name."""
 
 FOR_WORKERS = ("DISTRAIN_RUN_DIR", "DISTRAIN_DEVICE", "DISTRAIN_XLA_SPMD")
 """What a worker is told, under names that are options elsewhere."""
@@ -75,6 +81,19 @@ def given(flags: Mapping[str, str], environ: Mapping[str, str], profile: Profile
             found[each.name] = Given(text=value.text, origin="profile", where=value.where)
     # A flag that is switched off counts as not given.
     return {name: said for name, said in found.items() if not (_is_flag(name) and said.text in OFF)}
+
+
+def misspelt(environ: Mapping[str, str]) -> list[str]:
+    """Return a warning for each variable that was probably to be one of ours: its name is near, and sets nothing.
+
+    Args:
+        environ: The environment.
+    """
+    known = {name.removeprefix(PREFIX) for each in OPTIONS for name in each.variables if name.startswith(PREFIX)}
+    others = sorted(name for name in environ if name.startswith(PREFIX) and name not in OURS)
+    unknown = [name for name in others if name.removeprefix(PREFIX) not in known]
+    nearest = {name: difflib.get_close_matches(name.removeprefix(PREFIX), known, n=1) for name in unknown}
+    return [f"{name} sets nothing. Did you mean {PREFIX}{near[0]}?" for name, near in nearest.items() if near]
 
 
 def is_worker(environ: Mapping[str, str]) -> bool:

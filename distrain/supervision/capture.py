@@ -47,7 +47,8 @@ def capture(
     Args:
         logs: Rank to the process's pid and its stacks.log.
         timeout_s: How long to wait for the answers, in seconds.
-        wake_stopped: Let stopped processes go on, which they must to answer; for a run that is about to be ended.
+        wake_stopped: Let stopped processes go on, which they must to answer, and stop them again once they have; for a
+            run that is about to be ended, since what they do in between cannot be undone.
     """
     states = {rank: process_state(pid) for rank, (pid, _) in logs.items()}
     begun: dict[int, tuple[Path, int]] = {}
@@ -61,7 +62,8 @@ def capture(
             _ask(pid)
             if stopped:
                 os.kill(pid, signal.SIGCONT)
-    dumps = _await(begun, time.monotonic() + timeout_s)
+    woken = {rank: logs[rank][0] for rank in begun if (state := states[rank]) is not None and state.is_stopped}
+    dumps = _await(begun, time.monotonic() + timeout_s, woken)
     return {rank: Captured(state=states[rank], dump=dumps.get(rank)) for rank in logs}
 
 
@@ -76,7 +78,16 @@ def _ask(pid: int) -> None:
         os.kill(pid, STACKS_SIGNAL)
 
 
-def _await(awaited: Mapping[int, tuple[Path, int]], deadline: float) -> dict[int, Dump | None]:
+def _await(
+    awaited: Mapping[int, tuple[Path, int]], deadline: float, woken: Mapping[int, int]
+) -> dict[int, Dump | None]:
+    """Read the dumps as they come, and stop at once who was woken for one.
+
+    Args:
+        awaited: Rank to its stacks.log, and how long that was before.
+        deadline: On the monotonic clock, in seconds.
+        woken: Rank to pid of those to stop again.
+    """
     left = dict(awaited)
     dumps: dict[int, Dump | None] = {}
     sizes = {rank: (nbytes, time.monotonic()) for rank, (_, nbytes) in awaited.items()}
@@ -91,6 +102,9 @@ def _await(awaited: Mapping[int, tuple[Path, int]], deadline: float) -> dict[int
                 continue
             dump = last_dump(path, begun_nbytes)
             if settled_s >= _SETTLED_TORN_S or now >= deadline or _is_whole(dump):
+                if rank in woken:
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(woken[rank], signal.SIGSTOP)
                 dumps[rank] = dump
                 del left[rank]
         if left:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -125,7 +125,8 @@ def classify(
     """Return where a failure stands.
 
     An exception is judged by the first text of its chain that says something: what was raised while a lost connection
-    was handled follows from the lost connection.
+    was handled follows from the lost connection. A group says what its members say, the strongest of them; one member
+    of which nothing is known makes it a cause.
 
     Args:
         exit_code: The worker's; -S when signal S ended it.
@@ -137,10 +138,7 @@ def classify(
         return Verdict(standing=Standing.ENDED, reason="ended by the launcher")
     if exit_code < 0:
         return _of_signal(-exit_code, exception, stderr_tail)
-    for type_name, message, files in _said(exception):
-        if found := _find(_ROWS, message, type_name, files):
-            return found
-    return Verdict(standing=Standing.CAUSE)
+    return _of_exception(exception) or Verdict(standing=Standing.CAUSE)
 
 
 def _of_signal(number: int, exception: Mapping[str, Any] | None, stderr_tail: Sequence[str]) -> Verdict:
@@ -152,9 +150,8 @@ def _of_signal(number: int, exception: Mapping[str, Any] | None, stderr_tail: Se
         return Verdict(standing=Standing.DOUBTFUL, reason="wrote where nobody reads")
     if number != signal.SIGABRT:
         return Verdict(standing=Standing.CAUSE)
-    for type_name, message, files in _said(exception):
-        if found := _find(_ROWS, message, type_name, files):
-            return found
+    if said := _of_exception(exception):
+        return said
     text = _last_words(stderr_tail)
     found = _find((*_ABORTS, *_ROWS), text, "")
     if found is not None and found.standing == Standing.TORN_DOWN and exception is not None:
@@ -168,13 +165,22 @@ def _last_words(stderr_tail: Sequence[str]) -> str:
     return "\n".join(stderr_tail[begins[-1] :] if begins else stderr_tail)
 
 
-def _said(exception: Mapping[str, Any] | None) -> Iterator[tuple[str, str, str]]:
-    """Yield type, message and the files of the frames of an exception, then of those it came from."""
+def _of_exception(exception: Mapping[str, Any] | None) -> Verdict | None:
+    """Judge an exception by itself and those it came from; None when nothing there says anything."""
     if exception is None:
-        return
-    for each in (exception, *(link for link in exception.get("chain", ()) if link.get("how") != "member")):
+        return None
+    for each in (exception, *exception.get("chain", ())):
         files = "".join(f"{frame['file']} " for frame in each.get("frames", ()))
-        yield str(each["type"]), str(each["message"]), files
+        if found := _find(_ROWS, str(each["message"]), str(each["type"]), files) or _of_members(each):
+            return found
+    return None
+
+
+def _of_members(group: Mapping[str, Any]) -> Verdict | None:
+    verdicts = [_of_exception(member) for member in group.get("members", ())]
+    if not all(verdicts):
+        return None
+    return max(filter(None, verdicts), key=lambda each: each.standing, default=None)
 
 
 def _find(rows: Sequence[_Row], message: str, type_name: str, files: str = "") -> Verdict | None:

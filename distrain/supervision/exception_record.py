@@ -7,6 +7,7 @@ hundred megabytes, not ten thousand frames.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import linecache
 import os
@@ -27,6 +28,9 @@ _NUM_FRAMES = 200
 _NUM_CHAINED = 10
 _NUM_CHAINED_FRAMES = 20
 _NUM_FORMATTED = 1_000
+_NUM_MEMBERS = 30
+_NUM_CHAINED_IN_GROUPS = 3
+_MOST_DEPTH = 4
 
 
 def exception_record(
@@ -50,9 +54,9 @@ def exception_record(
     Returns:
         Values for JSON: `rank`, `pid`, `host`, `step`, `monotonic_ns`, `exit_code`, `type` (qualified unless it is a
         builtin or of the program itself), `module`, `message`, `notes`, `traceback` (text), `frames` (of `file`,
-        `line`, `function`, `code`; most recent call last), `place` (of a syntax error; else None) and `chain`: the
-        exceptions it came from, nearest first, and the members of a group, each with `how` (`cause`, `context` or
-        `member`), `type`, `message` and `frames`.
+        `line`, `function`, `code`; most recent call last), `place` (of a syntax error; else None), `chain`: the
+        exceptions it came from, nearest first, each with `how` (`cause` or `context`), `type`, `message`, `frames` and
+        `members`, and `members`: those of a group, each with `type`, `message`, `frames`, a `chain` and `members`.
     """
     monotonic_ns = time.monotonic_ns()
     return {
@@ -69,15 +73,7 @@ def exception_record(
         "traceback": _text(error, trace),
         "frames": _frames(trace, _NUM_FRAMES),
         "place": _place(error),
-        "chain": [
-            {
-                "how": how,
-                "type": _type_name(each),
-                "message": _message(each),
-                "frames": _frames(each.__traceback__, _NUM_CHAINED_FRAMES),
-            }
-            for how, each in _chain(error)
-        ],
+        **_origins(error, itertools.count()),
     }
 
 
@@ -109,15 +105,24 @@ def _cut_record(record: dict[str, Any], chars: int, num_frames: int) -> dict[str
         "notes": [_cut(note, chars) for note in record["notes"][:num_frames]],
         "frames": frames,
         "place": record["place"] if chars > 1_000 else None,
-        "chain": [
+        **_cut_origins(record, chars, num_frames),
+    }
+
+
+def _cut_origins(record: dict[str, Any], chars: int, num_frames: int) -> dict[str, Any]:
+    return {
+        name: [
             {
-                **link,
-                "type": link["type"][:chars],
-                "message": _cut(link["message"], chars // 4),
-                "frames": _ends(link["frames"], num_frames // 8),
+                **each,
+                "type": each["type"][:chars],
+                "message": _cut(each["message"], chars // 4),
+                "frames": _ends(each["frames"], num_frames // 8),
+                **_cut_origins(each, chars, num_frames),
             }
-            for link in record["chain"]
-        ],
+            for each in record[name]
+        ]
+        for name in ("chain", "members")
+        if name in record
     }
 
 
@@ -204,13 +209,43 @@ def _place(error: BaseException) -> dict[str, Any] | None:
     }
 
 
+def _origins(error: BaseException, count: Iterator[int], depth: int = 0) -> dict[str, Any]:
+    """Return the `chain` and the `members` of an exception.
+
+    Args:
+        error: The exception.
+        count: Counts the members that the record has, of all its groups.
+        depth: In how many groups it is.
+    """
+    links = _chain(error)[: _NUM_CHAINED_IN_GROUPS if depth else None]
+    chain = [{"how": how, **_shown(each), "members": _members(each, count, depth)} for how, each in links]
+    return {"chain": chain, "members": _members(error, count, depth)}
+
+
+def _members(error: BaseException, count: Iterator[int], depth: int) -> list[dict[str, Any]]:
+    try:
+        members = getattr(error, "exceptions", None)  # also that of the backport for Python 3.10
+    except Exception:  # noqa: BLE001 - the program's code
+        return []
+    if not isinstance(members, tuple) or depth == _MOST_DEPTH:
+        return []
+    known = (each for each in members if isinstance(each, BaseException))
+    kept = [each for each in itertools.islice(known, _NUM_CHAINED) if next(count) < _NUM_MEMBERS]
+    return [{**_shown(each), **_origins(each, count, depth + 1)} for each in kept]
+
+
+def _shown(error: BaseException) -> dict[str, Any]:
+    return {
+        "type": _type_name(error),
+        "message": _message(error),
+        "frames": _frames(error.__traceback__, _NUM_CHAINED_FRAMES),
+    }
+
+
 def _chain(error: BaseException) -> list[tuple[str, BaseException]]:
-    """Return the exceptions that this one came from, as Python prints them, and the members if it is a group."""
+    """Return the exceptions that this one came from, as Python prints them."""
     found: list[tuple[str, BaseException]] = []
     seen = {id(error)}
-    members = getattr(error, "exceptions", None)
-    if isinstance(members, tuple):
-        found += [("member", each) for each in members[:_NUM_CHAINED] if isinstance(each, BaseException)]
     each: BaseException | None = error
     while each is not None and len(found) < _NUM_CHAINED:
         how, each = ("cause", each.__cause__) if each.__cause__ is not None else ("context", _context(each))

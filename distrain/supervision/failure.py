@@ -159,7 +159,7 @@ def signal_name(number: int) -> str:
 def describe(
     exit_code: int, exception: Mapping[str, Any] | None, *, stderr_tail: Sequence[str] = (), memory: str = ""
 ) -> tuple[str, str]:
-    """Return the kind and the message of a failure, both a single line.
+    """Return the kind and the message of a failure, both a single line that a terminal can show.
 
     Args:
         exit_code: The worker's; -S when signal S ended it.
@@ -180,20 +180,28 @@ def describe(
         return f"exit code {exit_code}", "the process ended itself with this code"
     message = str(exception["message"]).strip()
     if exception["type"] != "SystemExit":
-        return str(exception["type"]), _headline(_innermost(message)) or "no message"
+        return _visible(str(exception["type"])), _headline(_innermost(message)) or "no message"
     said = "" if message in ("", str(exit_code)) else _headline(message)
     return f"exit code {exit_code}", f"sys.exit: {said}" if said else f"the program called sys.exit({exit_code})"
 
 
 def _headline(message: str) -> str:
-    """Return the first line that says something, short: without gloo's places and parting words, whole sentences."""
+    """Return the first line that says something, short: without gloo's places and parting words, whole sentences.
+
+    Characters that would have a terminal do something are shown as Python writes them.
+    """
     line = next((line.strip() for line in message.splitlines() if line.strip()), "")
     line = line.partition(" Check the logs of the remote worker before reporting an error.")[0]
     line = re.sub(r"^\[(?:enforce fail at )?\S*?/third_party/(\w+)/\S+:\d+\] ", r"\1: ", line)
+    line = _visible(line)
     if len(line) <= _HEADLINE_CHARS:
         return line
     sentences = line.rfind(". ", 0, _HEADLINE_CHARS)
     return line[: sentences + 1] if sentences > _HEADLINE_CHARS // 4 else line[: _HEADLINE_CHARS - 1] + "…"
+
+
+def _visible(text: str) -> str:
+    return re.sub(r"[\0-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
 
 
 def _innermost(message: str) -> str:

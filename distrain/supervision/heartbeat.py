@@ -45,6 +45,8 @@ _STEPS, _ITERATIONS, _ITERATION, _HEARTBEATS, _LAST_NS, _PAUSED, _PID, _RECORD_N
 _PAGE = 4096
 _SLOT_NBYTES = _PAGE + RECORD_NBYTES
 
+_MAP_FIXED = 0x10  # Python does not name it; Linux, macOS and the BSDs agree
+
 
 class Board:
     """The supervisor's side: it makes the board and reads it.
@@ -137,9 +139,10 @@ class _Slot:
     def __init__(self, path: str, number: int) -> None:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            self.memory = _mapped(fd, _SLOT_NBYTES, number * _SLOT_NBYTES)
+            self._address = _map(None, _SLOT_NBYTES, mmap.MAP_SHARED, fd, number * _SLOT_NBYTES)
         finally:
             os.close(fd)
+        self.memory = memoryview((ctypes.c_ubyte * _SLOT_NBYTES).from_address(self._address)).cast("B")
         self.numbers = self.memory[:_PAGE].cast("Q")
 
     def begin(self) -> None:
@@ -148,9 +151,13 @@ class _Slot:
             self.numbers[field] = 0
         self.numbers[_PID] = os.getpid()
 
+    def leave(self) -> None:
+        """Put memory of this process's own in the slot's place, for whoever still writes there."""
+        _map(self._address, _SLOT_NBYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED, -1, 0)
 
-def _mapped(fd: int, nbytes: int, offset: int) -> memoryview:
-    """Map a part of a file for the rest of the process's life.
+
+def _map(address: int | None, nbytes: int, flags: int, fd: int, offset: int) -> int:
+    """Map memory for the rest of the process's life; return where.
 
     Python's own mmap keeps a descriptor open, the lowest that is free, which the program's first file would get
     (python/cpython#78502; `trackfd=False` in 3.13).
@@ -158,10 +165,10 @@ def _mapped(fd: int, nbytes: int, offset: int) -> memoryview:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *([ctypes.c_int] * 3), ctypes.c_long]
-    address = libc.mmap(None, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, offset)
-    if address in (None, ctypes.c_void_p(-1).value):
+    mapped = libc.mmap(address, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, offset)
+    if mapped is None or mapped == ctypes.c_void_p(-1).value:
         raise OSError(ctypes.get_errno(), "mmap")
-    return memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
+    return int(mapped)
 
 
 _slot: _Slot | None = None
@@ -197,8 +204,12 @@ def _own_slot() -> _Slot | None:
 
 
 def _forget() -> None:
+    """In a forked child: the slot is the parent's, and so is every stamp that was taken before the fork."""
     global _slot
-    _slot = None
+    slot, _slot = _slot, None
+    if slot is not None:
+        with contextlib.suppress(OSError):
+            slot.leave()
 
 
 os.register_at_fork(after_in_child=_forget)

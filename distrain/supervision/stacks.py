@@ -294,13 +294,13 @@ def _doing(dump: Dump | None) -> str:
 
 
 def whereabouts(dump: Dump) -> str:
-    """Return where a main thread stands, in a line: the user's innermost frame, and what it is in below that.
+    """Return where a main thread stands, as the rest of a sentence: the user's innermost frame, and what it does below.
 
     Args:
         dump: The stacks of one process.
     """
     users = [frame for frame in dump.frames if not is_library(frame.file)]
-    place = f"{users[-1].function} (line {users[-1].line} of {Path(users[-1].file).name})" if users else ""
+    place = f"in {users[-1].function} (line {users[-1].line} of {Path(users[-1].file).name})" if users else ""
     return ", ".join(filter(None, [place, _doing(dump)])) or "outside of Python"
 
 

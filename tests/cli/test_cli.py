@@ -56,6 +56,8 @@ def test_version(capsys):
         (["launch", "--dry-run", "trian.py"], "script 'trian.py' does not exist"),
         (["launch", "--dry-run", "--run-path", "trian.py"], "script 'trian.py' does not exist"),
         (["launch", "-m", "--no-python", "pkg"], "-m and --no-python exclude each other"),
+        (["launch", "--run-path", "--no-python", "sh"], "--run-path and --no-python exclude each other"),
+        (["launch", "-m", "--run-path", "pkg"], "--run-path and -m exclude each other"),
         (["launch", "--run-dir", "train.py/run", "train.py"], "cannot be used: Not a directory. Give a folder"),
     ],
 )

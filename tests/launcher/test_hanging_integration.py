@@ -35,6 +35,10 @@ def lock():
 def stop():
     os.kill(os.getpid(), signal.SIGSTOP)
 
+def stay():
+    threading.Thread(target=time.sleep, args=(3600,)).start()
+    raise LookupError("no such batch")
+
 def loop():
     sum(iter(int, 1))
 
@@ -119,6 +123,21 @@ def test_a_hang_is_noticed_in_time_and_the_right_rank_named(tmp_path, train, how
     if how == "lock":
         assert f"\nranks 0, 2, by torch's flight recorder: at collective {numbers[0]} (gloo:all_reduce)\n" in stacks
     assert WHERE[how] in stacks[stacks.index("rank 1, the odd") :]
+    if how == "stop":
+        assert "\n  rank 1, pid" in report
+        assert "· after step 6 ·" in report
+        assert "collective" not in report.splitlines()[0]
+        assert re.search(r"\nranks 0, 2, by torch's flight recorder: at collective \d+ \(gloo:all_reduce\)\n", stacks)
+
+
+@pytest.mark.deep
+def test_a_rank_that_raised_and_did_not_end_for_its_threads_is_told_by_what_it_raised(tmp_path, train):
+    with start(train, "stay", cwd=tmp_path) as live:
+        code, _, err = live.end()
+        assert events(live.run_dir, "hang")
+    assert code == 1
+    words = r"root cause: rank 1 on \S+: LookupError: no such batch; its threads kept it from ending\n"
+    assert re.search(words, err), err
 
 
 @pytest.mark.deep

@@ -131,8 +131,8 @@ def test_a_node_that_does_not_answer_is_not_waited_for_long():
         node.stand(52 * S, [place(0, 1)], {})
     net.deliver(52)
     assert net.nodes[0].found(53 * S) is None
-    assert net.nodes[0].found(55 * S).suspects == (0, 1, 2, 3)
-    assert net.nodes[0].known() == net.nodes[0].found(55 * S)
+    assert net.nodes[0].found(57 * S).suspects == (0, 1, 2, 3)
+    assert net.nodes[0].known() == net.nodes[0].found(57 * S)
 
 
 def test_a_node_that_hears_where_others_stand_looks_at_its_own_ranks():

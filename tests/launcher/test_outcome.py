@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_exit_codes(outcome, code, expected):
 def raised(tmp_path, attempt, rank, **record):
     folder = RunDir(root=tmp_path).rank_dir(attempt, rank)
     folder.mkdir(parents=True)
-    record = {"message": "", "traceback": f"Traceback of {record['type']}", "exit_code": 1} | record
+    record = {"pid": 10 + rank, "message": "", "traceback": f"Traceback of {record['type']}", "exit_code": 1} | record
     (folder / "exception.json").write_text(json.dumps(record))
 
 
@@ -79,7 +80,7 @@ def test_the_recorded_exception_and_the_log_are_in_the_failure(outcome, tmp_path
     start(outcome, 3)
     folder = RunDir(root=tmp_path).rank_dir(3, 1)
     folder.mkdir(parents=True)
-    record = {"type": "ValueError", "message": "bad", "traceback": "Traceback…", "monotonic_ns": 4}
+    record = {"pid": 11, "type": "ValueError", "message": "bad", "traceback": "Traceback…", "monotonic_ns": 4}
     (folder / "exception.json").write_text(json.dumps(record))
     (folder / "stderr.log").write_text("a\nb\n")
     exited(outcome, 0, -6, 5)
@@ -100,12 +101,22 @@ def test_ranks_that_we_ended_are_not_counted_as_failed_too(outcome):
 
 def test_what_a_rank_left_on_the_board_is_taken_before_the_disk(outcome):
     start(outcome, 0)
-    record = {"type": "OSError", "message": "[Errno 28] full", "traceback": "T", "exit_code": 1, "monotonic_ns": 4}
+    record = {"pid": 11, "type": "OSError", "message": "[Errno 28] full", "traceback": "T", "exit_code": 1}
+    record["monotonic_ns"] = 4
     beat = Beat(rank=1, pid=11, beats=7, steps=6, last_ns=3, slowest_ns=1, state="going")
     message = {"rank": 1, "pid": 11, "exit_code": 1, "monotonic_ns": 5}
     outcome.worker_exited(message, beat, json.dumps(record).encode())
     failure = outcome.failure().root_cause
     assert (failure.kind, failure.step) == ("OSError", 6)
+
+
+def test_the_record_of_a_process_that_is_not_the_rank_is_none_of_the_ranks(outcome, tmp_path):
+    start(outcome, 0)
+    raised(tmp_path, 0, 0, type="RuntimeError", monotonic_ns=3, pid=4711)
+    exited(outcome, 1, 7, 5)
+    exited(outcome, 0, -15, 6)
+    report = outcome.failure()
+    assert (report.root_cause.rank, report.root_cause.kind, report.consequences) == (1, "exit code 7", ())
 
 
 def test_a_peer_that_lost_its_connection_first_is_no_cause(outcome, tmp_path):
@@ -135,16 +146,57 @@ def test_a_new_attempt_forgets_the_one_before(outcome):
     assert outcome.failure() is None
 
 
+def hang_of(*beats):
+    silent = tuple(Silence(beat=beat, silent_s=6) for beat in beats)
+    return Hang(since_ns=1, timeout_s=5, silent=silent, suspects=tuple(beat.rank for beat in beats))
+
+
+def hung(outcome, doing, odd=()):
+    """A hang of two ranks after six steps; they did one more until they were ended."""
+    start(outcome, 0)
+    beats = [
+        Beat(rank=rank, pid=10 + rank, beats=7, steps=6, last_ns=3, slowest_ns=1, state="going") for rank in range(2)
+    ]
+    outcome.hung(Found(hang=hang_of(*beats), odd=odd, doing=doing))
+    for rank, beat in enumerate(beats):
+        message = {"rank": rank, "pid": 10 + rank, "exit_code": -9, "monotonic_ns": 9, "was_asked": True}
+        outcome.worker_exited(message, replace(beat, steps=7))
+    return outcome.failure()
+
+
+def test_the_step_of_a_hang_is_that_at_which_it_hung(outcome):
+    cause = hung(outcome, {0: "in load (line 7 of a.py)"}, odd=(0,)).root_cause
+    assert (cause.rank, cause.kind, cause.step) == (0, "Hang", 6)
+    assert cause.message == "no step for 6 s; it stood in load (line 7 of a.py)"
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("in _shutdown (threading.py), past collective 8", "its threads kept it from ending"),
+        ("outside of Python", "it did not end, it stood outside of Python"),
+    ],
+)
+def test_an_exception_after_which_a_rank_did_not_end_is_the_cause_of_the_hang(outcome, tmp_path, where, words):
+    raised(tmp_path, 0, 1, type="ValueError", message="bad", exit_code=1, monotonic_ns=3)
+    report = hung(outcome, {0: "waiting in barrier (distributed_c10d.py)", 1: where}, odd=(1,))
+    cause = report.root_cause
+    assert (cause.rank, cause.kind, cause.message) == (1, "ValueError", f"bad; {words}")
+    assert (exit_code_of(report), cause.traceback) == (1, "Traceback of ValueError")
+
+
+def test_an_exception_for_a_lost_peer_is_not_the_cause_of_the_hang(outcome, tmp_path):
+    raised(tmp_path, 0, 1, type="RuntimeError", message=CLOSED, monotonic_ns=3)
+    assert hung(outcome, {}, odd=(0,)).root_cause.rank == 0
+
+
 def test_a_hang_for_which_another_nodes_rank_is_to_blame_is_told_by_what_is_known_of_it(outcome):
     start(outcome, 0)
     beats = [
         Beat(rank=rank, pid=10 + rank, beats=7, steps=6, last_ns=3, slowest_ns=1, state="going") for rank in range(4)
     ]
-    hang = Hang(
-        since_ns=1, timeout_s=5, silent=tuple(Silence(beat=beat, silent_s=6) for beat in beats), suspects=(0, 1, 2, 3)
-    )
-    doing = {0: "in a", 1: "in a", 2: "in a", 3: "b"}
-    outcome.hung(Found(hang=hang, odd=(3,), doing=doing, elsewhere={2: "h1", 3: "h1"}))
+    doing = {0: "in a", 1: "in a", 2: "in a", 3: "in b"}
+    outcome.hung(Found(hang=hang_of(*beats), odd=(3,), doing=doing, elsewhere={2: "h1", 3: "h1"}))
     for rank in (0, 1):
         outcome.worker_exited({"rank": rank, "pid": 10 + rank, "exit_code": -9, "monotonic_ns": 9, "was_asked": True})
     report = outcome.failure()
@@ -163,7 +215,7 @@ def timed_out(outcome, tmp_path, message=LATE):
 
 def test_a_rank_of_another_node_that_did_not_come_is_named(outcome, tmp_path):
     timed_out(outcome, tmp_path)
-    outcome.seen_elsewhere("h1", {"left": [], "absent": {"3": "load (line 7 of a.py)"}})
+    outcome.seen_elsewhere("h1", {"left": [], "absent": {"3": "in load (line 7 of a.py)"}})
     report = outcome.failure()
     cause = report.root_cause
     assert (cause.rank, cause.host, cause.kind, cause.exit_code) == (3, "h1", "Timeout", 1)
@@ -200,4 +252,4 @@ def test_the_clues_for_other_nodes_are_who_left_and_who_waits_for_nobody(tmp_pat
     for rank, code in ((0, 0), (1, 1)):
         vigil.worker_exited(rank)
         exited(outcome, rank, code, 4)
-    assert outcome.clues() == {"left": [0], "absent": {2: "load (line 7 of train.py)"}}
+    assert outcome.clues() == {"left": [0], "absent": {2: "in load (line 7 of train.py)"}}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -49,3 +51,21 @@ def test_without_arguments_nothing_of_the_command_is_lost():
 )
 def test_another_program_begins_as_it_is(given):
     assert command(given) == given.command
+
+
+FORKS = """\
+import os, sys
+if os.fork() == 0:
+    {end}
+print(os.waitstatus_to_exitcode(os.wait()[1]), end="")
+"""
+
+
+@pytest.mark.parametrize("end", ["raise RuntimeError('of the child')", "sys.exit(1)"])
+def test_what_the_program_forks_leaves_no_record_of_the_rank(tmp_path, end):
+    (tmp_path / "train.py").write_text(FORKS.format(end=end))
+    words = command(job(args=(), stacks_file="stacks.log"))
+    done = subprocess.run(words, cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=True)
+    assert done.stdout == "1"
+    assert ("of the child" in done.stderr) == ("of the child" in end)
+    assert not (tmp_path / "exception.json").exists()

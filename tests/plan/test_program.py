@@ -21,8 +21,9 @@ class TestCheckProgram:
         (tmp_path / "folder" / "__main__.py").write_text("print(1)")
         with zipfile.ZipFile(tmp_path / "app.zip", "w") as archive:
             archive.writestr("__main__.py", "print(1)")
+        (tmp_path / "app").write_bytes(b"#!/usr/bin/env -S app-runner\n" + (tmp_path / "app.zip").read_bytes())
         py_compile.compile(str(tmp_path / "train.py"), cfile=str(tmp_path / "train.pyc"))
-        for target in ("train.py", "folder", "app.zip", "train.pyc"):
+        for target in ("train.py", "folder", "app.zip", "app", "train.pyc"):
             self.check(tmp_path, target)
         self.check(tmp_path, "no.such.module", "module")
         self.check(tmp_path, "sh", "command")
@@ -36,7 +37,7 @@ class TestCheckProgram:
         with pytest.raises(UsageError, match=r"without a __main__\.py"):
             self.check(tmp_path, ".")
 
-    @pytest.mark.parametrize("content", [b"#!/bin/bash\necho hi\n", b"\x7fELF\x02\x01\0\0", b"a = 1\0"])
+    @pytest.mark.parametrize("content", [b"#!/bin/bash\necho hi\n", b"\x7fELF\x02\x01\0\0", b"a = 1\0", b"\0PK\5\6"])
     def test_what_is_no_python_is_pointed_to_no_python(self, tmp_path, content):
         (tmp_path / "prog").write_bytes(content)
         with pytest.raises(UsageError, match=r"not a Python script.*--no-python"):

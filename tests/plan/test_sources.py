@@ -8,6 +8,8 @@ from distrain.errors import UsageError
 from distrain.plan import Program, detect, resolve
 from distrain.plan.options import GROUPS, OPTIONS
 from distrain.plan.sources import given
+from distrain.rundir import ENV_LAUNCH_ID, ENV_SMOKE
+from distrain.supervision.heartbeat import ENV_HEARTBEAT
 
 SCRIPT = Program(kind="script", target="train.py")
 
@@ -56,13 +58,23 @@ def test_the_strongest_source_wins(tmp_path):
         ({"PET_MONITOR_INTERVAL": "0"}, "PET_MONITOR_INTERVAL: got '0'; give a number of seconds above 0."),
         ({"PET_START_METHOD": "spwan"}, "PET_START_METHOD: got 'spwan'; valid are spawn, fork, forkserver. Did you"),
         ({"PET_SIGNALS_TO_HANDLE": "SIGTREM"}, "PET_SIGNALS_TO_HANDLE: got 'SIGTREM'; .*Did you mean SIGTERM"),
-        ({"PET_SIGNALS_TO_HANDLE": "SIGKILL"}, "PET_SIGNALS_TO_HANDLE: got 'SIGKILL'; give names of signals that can"),
+        ({"PET_SIGNALS_TO_HANDLE": "SIGKILL"}, r"PET_SIGNALS_TO_HANDLE: got 'SIGKILL'; give names of .* as [A-Z,]+\.$"),
+        ({"DISTRAIN_DEVICE": "gpu"}, r"DISTRAIN_DEVICE: got 'gpu'; valid are .*\. Did you mean cuda\?$"),
         ({"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "a"}, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT: got 'a'"),
     ],
 )
 def test_a_message_names_the_variable(tmp_path, environ, message):
     with pytest.raises(UsageError, match=message):
         planned(tmp_path, **environ)
+
+
+def test_a_misspelt_variable_is_named_and_what_is_not_near_or_our_own_is_not(tmp_path):
+    environ = {"DISTRAIN_NPROX": "2", "DISTRAIN_HANG_TIMOUT": "off", "DISTRAIN_WAREHOUSE": "7", "DISTRAIN_NPROC": "1"}
+    own = dict.fromkeys((ENV_HEARTBEAT, ENV_LAUNCH_ID, ENV_SMOKE), "1")
+    assert planned(tmp_path, **environ, **own).warnings == (
+        "DISTRAIN_HANG_TIMOUT sets nothing. Did you mean DISTRAIN_HANG_TIMEOUT?",
+        "DISTRAIN_NPROX sets nothing. Did you mean DISTRAIN_NPROC?",
+    )
 
 
 @pytest.mark.parametrize(("text", "is_on"), [("1", True), ("true", True), ("0", False), ("", False), ("false", False)])

@@ -115,8 +115,30 @@ def test_a_rank_that_raised_while_we_ended_it_is_judged_by_what_it_raised():
 def test_what_is_raised_from_a_lost_connection_follows_from_it():
     lost = {"how": "cause", "type": "RuntimeError", "message": CLOSED}
     assert classify(1, raised("TrainingError", "step 7 failed", lost)).standing == CUT
-    member = {"how": "member", "type": "RuntimeError", "message": CLOSED}
-    assert classify(1, raised("ExceptionGroup", "several", member)).standing == CAUSE
+
+
+LOST, TIRED, BAD = raised("RuntimeError", CLOSED), raised("RuntimeError", LATE), raised("ValueError", "bad shape")
+FOLLOWS = raised("TrainingError", "step 7 failed", {"how": "cause", **LOST})
+
+
+def of(*members: dict) -> dict:
+    return raised("ExceptionGroup", "unhandled errors in a TaskGroup") | {"members": list(members)}
+
+
+@pytest.mark.parametrize(
+    ("group", "standing"),
+    [
+        (of(LOST), CUT),
+        (of(LOST, TIRED), LATER),
+        (of(FOLLOWS, of(LOST)), CUT),
+        (of(LOST, BAD), CAUSE),
+        (of(LOST, of(LOST, BAD)), CAUSE),
+        (raised("TrainingError", "step 7 failed", {"how": "context", **of(LOST)}), CUT),
+    ],
+)
+def test_a_group_is_a_victim_if_all_its_members_are(group, standing):
+    assert classify(1, group).standing == standing
+    assert classify(-signal.SIGABRT, group).standing == standing
 
 
 def test_a_loader_worker_that_is_found_dead_by_a_lost_connection_is_a_cause():

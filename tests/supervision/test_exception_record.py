@@ -96,9 +96,34 @@ def test_notes_and_members_of_a_group():
     error.add_note("batch 17")
     record = recorded(error)
     assert record["notes"] == ["batch 17"]
-    assert [link["how"] for link in record["chain"]] == ["member", "member"]
-    assert [link["type"] for link in record["chain"]] == ["ValueError", "OSError"]
+    assert record["chain"] == []
+    assert [each["type"] for each in record["members"]] == ["ValueError", "OSError"]
     assert "batch 17" in record["traceback"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="groups came with Python 3.11")
+def test_members_keep_what_they_came_from_and_their_own_members():
+    one, two = ValueError("one"), ValueError("two")
+    one.__cause__, two.__context__ = OSError("why"), ExceptionGroup("before", [KeyError("k")])  # noqa: F821
+    record = recorded(ExceptionGroup("all", [one, ExceptionGroup("inner", [two])]))  # noqa: F821
+    first, inner = record["members"]
+    assert [(link["how"], link["message"]) for link in first["chain"]] == [("cause", "why")]
+    (second,) = inner["members"]
+    assert [(link["how"], link["members"][0]["type"]) for link in second["chain"]] == [("context", "KeyError")]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="groups came with Python 3.11")
+def test_groups_of_many_deep_and_long_exceptions_fit():
+    error = ValueError("x" * 10_000)
+    for _ in range(8):
+        links = [ValueError("y" * 10_000) for _ in range(8)]
+        for link in links:
+            link.__cause__ = error
+        error = ExceptionGroup("g" * 10_000, [error, *links])  # noqa: F821
+    record = recorded(error)
+    assert record["message"].startswith("ggg")
+    assert len(record["members"]) == 9
+    assert record["members"][0]["members"][0]["members"]
 
 
 def test_the_place_of_a_syntax_error(tmp_path):

@@ -34,6 +34,8 @@ def raised(type: str, message: str) -> dict:
         (1, raised("ValueError", "bad\nmore"), "ValueError", "bad"),
         (1, raised("ValueError", "\n  bad"), "ValueError", "bad"),
         (1, raised("ValueError", ""), "ValueError", "no message"),
+        (1, raised("ValueError", "a\x1b[2J\x07b\x9bc é"), "ValueError", r"a\x1b[2J\x07b\x9bc é"),
+        (1, raised("SystemExit", "\x1b[31mred"), "exit code 1", r"sys.exit: \x1b[31mred"),
         (1, raised("ValueError", "x" * 10_000), "ValueError", "x" * 239 + "…"),
         (1, raised("ValueError", CARRIED), "ValueError", "broken sample 5 (in DataLoader worker process 1)"),
         (

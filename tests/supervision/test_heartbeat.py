@@ -122,6 +122,34 @@ def test_a_program_in_the_ranks_place_finds_its_slot_and_its_children_do_not(boa
     assert (beat.beats, beat.state) == (1, "going")
 
 
+FORKING = """\
+import os, sys
+from distrain.supervision import heartbeat
+heartbeat.open_slot(os.environ[heartbeat.ENV_HEARTBEAT])
+stepped, moved = heartbeat.optimizer_stamp(lambda: 0), heartbeat.engine_stamp()
+with heartbeat.paused():
+    stepped()
+    moved(3)
+with heartbeat.paused():
+    if os.fork() == 0:
+        stepped()
+        moved(4)
+        heartbeat.leave_record(b"{}")
+        sys.exit()
+    assert os.wait()[1] == 0
+    os._exit(0)
+"""
+
+
+def test_what_a_rank_forks_stamps_nothing_of_the_ranks(board, tmp_path):
+    path = tmp_path / "forking.py"
+    path.write_text(FORKING)
+    env = {**os.environ, ENV_HEARTBEAT: board.variable(1), "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, path], env=env, check=True)
+    beat = board.look(1, rank=1)
+    assert (beat.steps, beat.beats, beat.iteration, beat.state, board.record(1)) == (1, 2, 3, "paused", b"")
+
+
 def test_where_the_system_has_no_memory_files_a_file_of_the_run_directory_is_the_board(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "memfd_create")
     monkeypatch.setattr(heartbeat, "_slot", None)

@@ -132,7 +132,7 @@ def test_a_busy_process_is_told_from_a_waiting_one(tmp_path):
         wait_until(lambda: process_state(waiting).state == "S", 10)
 
 
-def test_a_stopped_process_is_said_to_be_stopped_and_gives_its_stack_only_when_woken(tmp_path):
+def test_a_stopped_process_is_said_to_be_stopped_and_gives_its_stack_only_when_woken_for_a_moment(tmp_path):
     with contextlib.ExitStack() as stack:
         logs = {number: stack.enter_context(rank(tmp_path, WAITING, number)) for number in range(3)}
         for pid, log in logs.values():
@@ -153,7 +153,8 @@ def test_a_stopped_process_is_said_to_be_stopped_and_gives_its_stack_only_when_w
         woken = capture(logs, wake_stopped=True)
         assert woken[2].state.is_stopped
         assert woken[2].dump.frames[-1].function == "sigwait"
-        wait_until(lambda: not process_state(pid).is_stopped, 10)
+        assert not any(process_state(logs[number][0]).is_stopped for number in (0, 1))
+        wait_until(lambda: process_state(pid).is_stopped, 10)
 
 
 def test_a_woken_process_tells_where_it_was_stopped_and_not_where_it_went_on_to(tmp_path):
