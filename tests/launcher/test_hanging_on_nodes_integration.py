@@ -79,7 +79,7 @@ def test_a_rank_that_is_stopped_is_named_on_both_nodes_and_one_that_is_busy_is_w
         assert text.startswith(f"root cause: rank 0 on h0: Hang: no step for {TIMEOUT_S} s; it stood in ")
         assert "process stopped by a signal" in text.splitlines()[0]
         assert (cause["rank"], cause["host"], cause["exit_code"]) == (0, "h0", 124)
-        assert "rank 1  <module> (line" in text[text.index("the other ranks meanwhile:") :]
+        assert "rank 1  in <module> (line" in text[text.index("the other ranks meanwhile:") :]
         assert "rank 0, on h0, is the odd one out" in errs[1]
         for live in lives:
             (hang,) = live.wait_for("hang")
@@ -95,5 +95,5 @@ def test_a_rank_that_skips_a_collective_is_named_by_all_of_its_nodes(tmp_path, t
         assert text.startswith("root cause: rank 3 on h1: Hang: no step for ")
         assert "waiting in barrier (torch/distributed/distributed_c10d.py)" in text.splitlines()[0]
         assert cause["exit_code"] == 124
-        assert "ranks 0-2  <module> (line" in text[text.index("the other ranks meanwhile:") :]
+        assert "ranks 0-2  in <module> (line" in text[text.index("the other ranks meanwhile:") :]
         assert log(lives[0], 0) == ""
