@@ -7,11 +7,10 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 from distrain.cli.parsing import Parser, add_launch_options, add_program, program_of, read
 from distrain.errors import UsageError
-from distrain.plan import Plan, check_program, resolve
+from distrain.plan import Plan, check_program, current_folder, resolve
 
 __all__ = ["main"]
 
@@ -46,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     dry_run = "dry_run" in flags
     try:
         if not (dry_run and plan.program.kind == "command"):  # which may be on the nodes only
-            check_program(plan.program, cwd=Path.cwd())
+            check_program(plan.program, cwd=current_folder())
     except SyntaxError as error:
         sys.stderr.write("".join(traceback.format_exception_only(type(error), error)))
         if not plan.program.target.endswith(".py"):

@@ -12,7 +12,7 @@ from typing import Any
 
 from distrain.cli.parsing import Parser, add_launch_options, add_program, program_of, read
 from distrain.errors import UsageError, did_you_mean
-from distrain.plan import Program, check_program
+from distrain.plan import Program, check_program, current_folder
 from distrain.plan.options import OPTIONS
 from distrain.plan.plan import GRACE_S
 from distrain.plan.sources import given
@@ -109,9 +109,10 @@ def main(argv: Sequence[str]) -> int:
     if "json" in flags:
         raise UsageError("--json is for distrain launch --dry-run; a batch script is text.")
     program = program_of(_launch_flags(flags), script, args, command="distrain submit slurm")
+    cwd = current_folder()
     try:
         if program.kind != "command":  # which may be on the nodes only
-            check_program(program, cwd=Path.cwd())
+            check_program(program, cwd=cwd)
     except SyntaxError as error:
         raise UsageError(f"{program.target} does not read as Python: {error}") from None
     job = _job(flags, program)
