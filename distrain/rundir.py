@@ -225,7 +225,7 @@ def as_typed(path: Path) -> str:
     """
     try:
         return str(path.relative_to(Path.cwd()))
-    except ValueError:
+    except (ValueError, FileNotFoundError):  # the current folder may have been removed
         return str(path)
 
 

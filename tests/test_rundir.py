@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from distrain.rundir import write_once
+from distrain.rundir import as_typed, write_once
 
 
 @pytest.mark.parametrize("has_links", [True, False])
@@ -48,3 +48,10 @@ def test_a_disk_that_is_full_leaves_no_empty_file(tmp_path, monkeypatch):
 def test_where_nothing_can_be_written_that_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_once(tmp_path / "missing" / "7.json", "")
+
+
+def test_a_path_is_shown_whole_where_the_current_folder_was_removed(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert as_typed(tmp_path / "run") == str(tmp_path / "run")

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from distrain.cli.first_process import end_at_signals, is_first_process
+from distrain.cli.printing import tell
 from distrain.errors import DistrainError, UsageError, did_you_mean
+from distrain.supervision.output import open_standard_descriptors, say
 
 __all__ = ["main"]
 
@@ -44,34 +46,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code; 2 for wrong use, which is said in one line on standard error.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    open_standard_descriptors()
     if is_first_process():
         end_at_signals()
     if not args or args[0] in ("-h", "--help"):
-        print(_USAGE.format(commands="\n".join(f"  {name:<13}{what}" for name, what in _COMMANDS.items())), end="")
+        tell(_USAGE.format(commands="\n".join(f"  {name:<13}{what}" for name, what in _COMMANDS.items())))
         return 0 if args else EXIT_USAGE
     if args[0] == "--version":
         from distrain import __version__
 
-        print(f"distrain {__version__}")
+        tell(f"distrain {__version__}\n")
         return 0
     name = args[0]
     if name not in _COMMANDS:
         what = "option" if name.startswith("-") else "command"
-        print(
-            f"distrain: unknown {what} {name!r}; valid commands are {', '.join(_COMMANDS)}.{_hint(name)}",
-            file=sys.stderr,
-        )
+        say(f"distrain: unknown {what} {name!r}; valid commands are {', '.join(_COMMANDS)}.{_hint(name)}")
         return EXIT_USAGE
     command = importlib.import_module(f"distrain.cli.{name}")
     try:
         code: int = command.main(args[1:])
     except UsageError as error:
-        print(f"distrain {name}: {error}", file=sys.stderr)
+        say(f"distrain {name}: {error}")
         return EXIT_USAGE
     except KeyboardInterrupt:  # before the command took the signals over
         return EXIT_INTERRUPTED
     except DistrainError as error:
-        print(f"distrain {name}: {error}", file=sys.stderr)
+        say(f"distrain {name}: {error}")
         return 1
     return code
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 from distrain.cli.parsing import Parser, add_launch_options, add_program, program_of, read
+from distrain.cli.printing import tell
 from distrain.errors import UsageError
-from distrain.plan import Plan, check_program, resolve
+from distrain.plan import Plan, check_program, current_folder, resolve
+from distrain.supervision.output import say
 
 __all__ = ["main"]
 
@@ -46,17 +46,17 @@ def main(argv: Sequence[str]) -> int:
     dry_run = "dry_run" in flags
     try:
         if not (dry_run and plan.program.kind == "command"):  # which may be on the nodes only
-            check_program(plan.program, cwd=Path.cwd())
+            check_program(plan.program, cwd=current_folder())
     except SyntaxError as error:
-        sys.stderr.write("".join(traceback.format_exception_only(type(error), error)))
+        say("".join(traceback.format_exception_only(type(error), error)).rstrip("\n"))
         if not plan.program.target.endswith(".py"):
-            print(f"{plan.program.target} does not read as Python. Use --no-python to run a command.", file=sys.stderr)
+            say(f"{plan.program.target} does not read as Python. Use --no-python to run a command.")
         return 1
     if dry_run:
-        sys.stdout.write(_shown(plan, json="json" in flags))
+        tell(_shown(plan, json="json" in flags))
         return 0
     for warning in plan.warnings:
-        print(f"distrain: warning: {warning}", file=sys.stderr)
+        say(f"distrain: warning: {warning}")
 
     from distrain.launcher.run import run
 

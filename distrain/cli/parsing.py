@@ -6,12 +6,16 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from distrain.cli.printing import tell
 from distrain.errors import UsageError, did_you_mean
 from distrain.plan import Program
 from distrain.plan.options import GROUPS, OPTIONS, Option
 from distrain.plan.sources import given
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 __all__ = ["Parser", "add_launch_options", "add_program", "program_of", "read"]
 
@@ -21,6 +25,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}. {self.prog} --help lists the options.")
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        if file is sys.stdout:
+            tell(message)
+        else:
+            super()._print_message(message, file)
 
     def _get_option_tuples(self, option_string: str) -> list[Any]:
         """Return the option that a word abbreviates: torchrun's, where only one of them is torchrun's.

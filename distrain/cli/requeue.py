@@ -6,12 +6,12 @@ import argparse
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from distrain.cli.parsing import Parser
 from distrain.errors import UsageError
+from distrain.supervision.output import say
 
 __all__ = ["main"]
 
@@ -87,5 +87,5 @@ def main(argv: Sequence[str]) -> int:
             script=options.script,
             only_count=options.check,
         )
-        print(f"distrain: {line}", file=sys.stderr)
+        say(f"distrain: {line}")
     return 0

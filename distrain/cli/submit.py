@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from distrain.cli.parsing import Parser, add_launch_options, add_program, program_of, read
+from distrain.cli.printing import tell
 from distrain.errors import UsageError, did_you_mean
-from distrain.plan import Program, check_program
+from distrain.plan import Program, check_program, current_folder
 from distrain.plan.options import OPTIONS
 from distrain.plan.plan import GRACE_S
 from distrain.plan.sources import given
@@ -20,6 +21,7 @@ from distrain.rundir import DEFAULT_PARENT, as_typed
 from distrain.schedulers.slurm.foresight import foresee
 from distrain.schedulers.slurm.options import check_options, value_of
 from distrain.schedulers.slurm.script import BatchJob, render, seconds_of
+from distrain.supervision.output import say
 
 __all__ = ["main"]
 
@@ -109,9 +111,10 @@ def main(argv: Sequence[str]) -> int:
     if "json" in flags:
         raise UsageError("--json is for distrain launch --dry-run; a batch script is text.")
     program = program_of(_launch_flags(flags), script, args, command="distrain submit slurm")
+    cwd = current_folder()
     try:
         if program.kind != "command":  # which may be on the nodes only
-            check_program(program, cwd=Path.cwd())
+            check_program(program, cwd=cwd)
     except SyntaxError as error:
         raise UsageError(f"{program.target} does not read as Python: {error}") from None
     job = _job(flags, program)
@@ -120,23 +123,16 @@ def main(argv: Sequence[str]) -> int:
     for warning in plan.warnings:
         _say(f"warning: {warning}")
     if "dry_run" in flags:
-        _write(text)
+        tell(text.encode(errors="surrogateescape"))
         return 0
     if shutil.which("sbatch") is None:
-        _write(text)
-        print(
+        tell(text.encode(errors="surrogateescape"))
+        say(
             "distrain submit: sbatch is not on PATH, so nothing is submitted: this is no host of a Slurm cluster, or "
-            "its commands are not installed. Submit the script above where they are: sbatch FILE.",
-            file=sys.stderr,
+            "its commands are not installed. Submit the script above where they are: sbatch FILE."
         )
         return EXIT_NO_SCHEDULER
     return _submit(job, text, wait="wait" in flags)
-
-
-def _write(text: str) -> None:
-    sys.stdout.flush()
-    sys.stdout.buffer.write(text.encode(errors="surrogateescape"))
-    sys.stdout.buffer.flush()
 
 
 def _submit(job: BatchJob, text: str, *, wait: bool) -> int:
@@ -146,14 +142,13 @@ def _submit(job: BatchJob, text: str, *, wait: bool) -> int:
     number = submission.submit(text, folder=Path(job.folder))
     each = f"{number}_N" if job.is_array else number
     log, run_dir = (as_typed(Path(path)) for path in (job.log_of(each), job.run_dir_of(each)))
-    print(f"job {number} · log {log} · run directory {run_dir}")
+    tell(f"job {number} · log {log} · run directory {run_dir}\n")
     if not wait:
         follow = f"tail -F {shlex.quote(log)}" if not job.is_array else f"squeue --job={number}"
-        print(f"follow it: {follow}\nend it:    scancel {number}")
+        tell(f"follow it: {follow}\nend it:    scancel {number}\n")
         return 0
-    sys.stdout.flush()
     try:
-        return submission.follow(number, job, show=_show, say=_say)
+        return submission.follow(number, job, show=tell, say=_say)
     except KeyboardInterrupt:
         _say(f"job {number} goes on; scancel {number} ends it, tail -F {shlex.quote(log)} follows it")
         return EXIT_INTERRUPTED
@@ -171,13 +166,8 @@ def _warn_of_time_limit(job: BatchJob) -> None:
         _say(f"warning: {warning}")
 
 
-def _show(data: bytes) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
-
-
 def _say(text: str) -> None:
-    print(f"distrain: {text}", file=sys.stderr, flush=True)
+    say(f"distrain: {text}")
 
 
 def _launch_flags(flags: Mapping[str, Any]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from distrain.launcher.shared_memory import free_and_size, shortage
 from distrain.launcher.smoke import EXIT_FAILED
 from distrain.launcher.supervisor import Supervisor
 from distrain.plan.plan import Plan
+from distrain.supervision.output import say
 
 __all__ = ["run"]
 
@@ -83,4 +84,4 @@ def _run(plan: Plan, environ: Mapping[str, str]) -> int:
 
 def _say(text: str) -> None:
     """Tell the user something before there is a supervisor."""
-    print(f"distrain: {text}", file=sys.stderr, flush=True)
+    say(f"distrain: {text}")

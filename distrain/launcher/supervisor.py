@@ -40,6 +40,7 @@ from distrain.rundir import ENV_LAUNCH_ID, ENV_RUN_DIR, as_typed, write_atomic
 from distrain.supervision import report
 from distrain.supervision.failure import Report, to_json
 from distrain.supervision.logs import Console, PseudoTerminal, tail_lines
+from distrain.supervision.output import standard_outputs
 from distrain.supervision.reaping import adopt_orphans, descendants, kill_descendants, reap
 from distrain.supervision.record import RunRecord
 from distrain.supervision.scratch import Scratch
@@ -51,6 +52,9 @@ _ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 
 _SHOW_EVERY_S = 0.05
 _LOOK_EVERY_S = 0.5
+
+_READERS_S = 10.0
+"""How long a reader of our streams may take nothing, once the run is over; a tenth of it after a signal."""
 
 _AGENT_ENDS_S = 10.0
 """How long the agent may take to end after a signal, beside what the ranks may take."""
@@ -77,7 +81,8 @@ class Supervisor:
         self._rundir = record.rundir
         self._environ = environ
         self._began_s = time.monotonic()
-        self._console = Console(prefixed=plan.shown.only is None)
+        stdout, stderr = standard_outputs()
+        self._console = Console(prefixed=plan.shown.only is None, stdout=stdout, stderr=stderr)
         self._terminal: PseudoTerminal | None = None
         self._vigil = Vigil(plan.nproc, record.rundir, plan.hang_timeout, foreign=plan.program.foreign)
         self._host = socket.gethostname()
@@ -104,10 +109,18 @@ class Supervisor:
         self._end_by_s = math.inf
         self._broken: list[str] = []
         self._began_elsewhere = False
+        self._stuck: list[int] = []
         self._over = False
 
     def run(self) -> int:
         """Start, watch, end, and tell."""
+        try:
+            return self._run()
+        except Exception:
+            self._ended("broken", 1)
+            raise
+
+    def _run(self) -> int:
         spare = frozenset(descendants(os.getpid()))
         adopt_orphans()
         with self._signals.taken_over() as wake_fd:
@@ -118,17 +131,15 @@ class Supervisor:
                 if self._smoke:
                     self._smoke.note_left({*spare, self._server.pid, self._agent_pid})
             finally:
-                stuck = kill_descendants(spare=spare)
+                self._stuck = kill_descendants(spare=spare)
                 self._scratch.remove()
-        if self._terminal:
-            self._terminal.close()
-        self._console.finish()
-        for trouble in (self._record.trouble, self._terminal.trouble if self._terminal else ""):
-            if trouble:
-                self._say(f"warning: {trouble}")
-        if stuck:
-            self._say(f"these processes do not end, the kernel holds them: {', '.join(map(str, stuck))}")
-        return self._conclude()
+            self._control.close()
+            self._server.poll()  # it has ended, and was reaped as everybody is
+            if self._terminal:
+                self._terminal.close()
+            code = self._conclude()
+            self._finish_console()
+        return code
 
     def _announce(self) -> None:
         plan = self._plan
@@ -155,7 +166,7 @@ class Supervisor:
         env = {**self._environ, **shared_variables(plan, self._rundir.root, ENV_RUN_DIR)}
         env[ENV_LAUNCH_ID] = secrets.token_hex(8)
         terminals = {}
-        if not self._console.prefixed and sys.stdout.isatty() and sys.stderr.isatty():
+        if not self._console.prefixed and self._console.is_on_terminal:
             self._terminal = PseudoTerminal(self._console)
             terminals[str(plan.shown.only)] = self._terminal.names
         door = None if self._door is None else self._door.tcp.fileno()
@@ -173,9 +184,10 @@ class Supervisor:
         with selectors.DefaultSelector() as selector:
             for fd in (wake_fd, self._control.fileno(), *(self._terminal.fds() if self._terminal else ())):
                 selector.register(fd, selectors.EVENT_READ)
+            has_more = False
             while not self._over:
                 hurried = self._terminal is None or self._end_by_s < math.inf
-                ready = {key.fd for key, _ in selector.select(_SHOW_EVERY_S if hurried else _LOOK_EVERY_S)}
+                ready = self._wait(selector, 0 if has_more else _SHOW_EVERY_S if hurried else _LOOK_EVERY_S)
                 if wake_fd in ready:
                     os.read(wake_fd, 4096)
                 self._obey_signals()
@@ -184,13 +196,23 @@ class Supervisor:
                     self._over = True
                 if self._terminal:
                     self._terminal.drain()
-                self._console.show()
+                has_more = self._console.show()
                 if self._control.fileno() in ready:
                     self._listen()
                 if not self._over:
                     self._standstills.look()
                 for _ in reap():  # what was handed to us: as the first process of a container we get every orphan
                     pass
+
+    def _wait(self, selector: selectors.BaseSelector, timeout_s: float) -> set[int]:
+        """Wait for something to take in, and for the readers of our streams where they are behind."""
+        awaited = self._console.awaited()
+        for fd in awaited:
+            selector.register(fd, selectors.EVENT_WRITE)
+        ready = {key.fd for key, _ in selector.select(timeout_s)}
+        for fd in awaited:
+            selector.unregister(fd)
+        return ready
 
     def _listen(self) -> None:
         for message in self._control.receive():
@@ -237,9 +259,9 @@ class Supervisor:
         paths = {"stdout": self._rundir.stdout(attempt, rank), "stderr": self._rundir.stderr(attempt, rank)}
         if self._terminal and streams:
             self._terminal.record_to(paths["stdout"], paths["stderr"])
-        else:
-            for stream in streams:
-                self._console.follow(rank=rank, host=self._host, stream=stream, path=paths[stream])
+            streams = tuple(paths)
+        for stream in streams:
+            self._console.follow(rank=rank, host=self._host, stream=stream, path=paths[stream])
 
     def _on_worker_exited(self, message: dict[str, Any]) -> None:
         beat, record = self._vigil.worker_exited(message["rank"])
@@ -306,8 +328,8 @@ class Supervisor:
                     self._terminal.resize()
                 continue
             self._record.event("signal", {"signal": name})
-            if number in (signal.SIGINT, signal.SIGQUIT) and sys.stderr.isatty():
-                self._console.break_line()  # the terminal has just echoed ^C
+            if number in (signal.SIGINT, signal.SIGQUIT):
+                self._console.break_line()  # a terminal has just echoed ^C
             if number == signal.SIGQUIT and not self._ends_at_sigquit:
                 self._standstills.show()
                 continue
@@ -316,10 +338,10 @@ class Supervisor:
             if self._stopped_by is not None or self._agent_pid == 0:
                 self._over = True
             else:
-                grace = f"{self._plan.grace_s} s"
-                self._say(f"{name}: passed on to the ranks, which have {grace} to end; once more to end them now")
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self._agent_pid, number)
+                grace = f"{self._plan.grace_s} s"
+                self._say(f"{name}: passed on to the ranks, which have {grace} to end; once more to end them now")
                 ranks_s = self._plan.grace_s if self._outcome.attempt >= 0 else 0
                 self._end_by_s = time.monotonic() + ranks_s + _AGENT_ENDS_S
             self._stopped_by = self._stopped_by or number
@@ -329,6 +351,7 @@ class Supervisor:
     def _conclude(self) -> int:
         """Say how the run ended, write it down and return the exit code."""
         if self._smoke and self._stopped_by is None:
+            self._finish_output()
             return self._conclude_smoke_test(self._smoke)
         stopped_by = self._stopped_by or signal_elsewhere(self._agent_report)
         ending = Ending(
@@ -343,14 +366,34 @@ class Supervisor:
         )
         took = f"{time.monotonic() - self._began_s:.1f} s"
         end = conclude(ending, took=took, where=f"run directory {as_typed(self._rundir.root)}")
+        self._ended(end.status, end.exit_code)
+        self._finish_output()
         for each in end.told:
             if isinstance(each, Report):
                 self._show(each)
             else:
                 self._say(each)
-        self._record.event("run_ended", {"status": end.status, "exit_code": end.exit_code})
-        self._record.update(status=end.status, exit_code=end.exit_code, ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
         return end.exit_code
+
+    def _ended(self, status: str, exit_code: int) -> None:
+        self._record.event("run_ended", {"status": status, "exit_code": exit_code})
+        self._record.update(status=status, exit_code=exit_code, ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+
+    def _finish_output(self) -> None:
+        """Show the rest of what the ranks printed, and say what of it and of the run's record was lost."""
+        self._finish_console()
+        for trouble in (self._record.trouble, self._terminal and self._terminal.trouble, self._console.trouble):
+            if trouble:
+                self._say(f"warning: {trouble}")
+        if self._stuck:
+            self._say(f"these processes do not end, the kernel holds them: {', '.join(map(str, self._stuck))}")
+
+    def _finish_console(self) -> None:
+        """Give the readers of our streams time to take what is left; another signal ends that."""
+        self._console.finish(
+            patience_s=_READERS_S if self._stopped_by is None else _READERS_S / 10,
+            is_urgent=lambda: any(number != signal.SIGWINCH for number in self._signals),
+        )
 
     def _conclude_smoke_test(self, smoke: SmokeTest) -> int:
         """Say what came of a smoke test, and return the exit code."""

@@ -2,7 +2,7 @@
 
 from distrain.plan.ahead import Ahead
 from distrain.plan.plan import Plan, resolve
-from distrain.plan.program import Program, check_program
+from distrain.plan.program import Program, check_program, current_folder
 from distrain.plan.sources import Setting
 
-__all__ = ["Ahead", "Plan", "Program", "Setting", "check_program", "resolve"]
+__all__ = ["Ahead", "Plan", "Program", "Setting", "check_program", "current_folder", "resolve"]

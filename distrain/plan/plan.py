@@ -17,7 +17,7 @@ from distrain.plan.cluster import Placement, tpu
 from distrain.plan.draft import Draft
 from distrain.plan.meeting import Meeting, resolve_meeting
 from distrain.plan.options import OPTIONS
-from distrain.plan.program import Program
+from distrain.plan.program import Program, current_folder
 from distrain.plan.ranks import resolve_ranks
 from distrain.plan.related import without_overruled
 from distrain.plan.shown import Shown, resolve_shown
@@ -128,7 +128,7 @@ def resolve(
         UsageError: A value is not valid, or two contradict each other.
     """
     flags = flags or {}
-    cwd = cwd or Path.cwd()
+    cwd = cwd or current_folder()
     named = given(flags, environ, None).get("profile")
     read = None if named is None else profile.read(named.text, cwd=cwd, environ=environ, where=named.where)
     found, warnings = without_overruled(given(flags, environ, read))

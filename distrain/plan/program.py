@@ -10,7 +10,7 @@ from typing import Literal
 
 from distrain.errors import UsageError, did_you_mean
 
-__all__ = ["Program", "check_program"]
+__all__ = ["Program", "check_program", "current_folder"]
 
 RUN_PATH = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
 
@@ -53,6 +53,18 @@ class Program:
         if self.kind == "module":
             return self.target.rpartition(".")[2]
         return Path(self.target).name.removesuffix(".py")
+
+
+def current_folder() -> Path:
+    """Return the current folder.
+
+    Raises:
+        UsageError: It has been removed.
+    """
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise UsageError("the current folder has been removed; change to one that exists: cd DIR.") from None
 
 
 def check_program(program: Program, *, cwd: Path) -> None:

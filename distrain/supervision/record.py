@@ -41,32 +41,39 @@ class RunRecord:
         self._mine = f"pid {os.getpid()} on {socket.gethostname()}"
         if run_id:
             self._mine += f", incarnation {incarnation} of {run_id}"
+        self.trouble = ""
+        self._lock = -1
         try:
             rundir.root.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(rundir.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
+            self._take(run_id, incarnation)
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, self._mine.encode(), 0)
+            self._events = rundir.events.open("a", encoding="utf-8")
+        except (OSError, RunDirError) as error:
+            if self._lock >= 0:
+                os.close(self._lock)
+            if isinstance(error, RunDirError):
+                raise
             raise RunDirError(
                 f"the run directory {rundir.root} cannot be used: {error.strerror}. "
                 "Give a folder you can write to with --run-dir."
             ) from None
+
+    def _take(self, run_id: str, incarnation: int) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = self._owner()
             if not _is_earlier(owner, run_id, incarnation):
-                os.close(self._lock)
                 raise RunDirError(
-                    f"the run directory {rundir.root} belongs to a run that is still going "
+                    f"the run directory {self.rundir.root} belongs to a run that is still going "
                     f"({owner or 'owner unknown'}). Wait for it, end it, or give another --run-dir."
                 ) from None
             self.warning = (
                 f"an earlier incarnation of this run still lives ({owner}); it writes no checkpoint any more once this "
                 "one trains"
             )
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, self._mine.encode(), 0)
-        self._events = rundir.events.open("a", encoding="utf-8")
-        self.trouble = ""
 
     def first_free_attempt(self) -> int:
         """Return the number the next attempt gets: more than 0 when the directory was used before."""

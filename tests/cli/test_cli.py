@@ -117,3 +117,12 @@ def test_an_unwritable_run_directory(capsys, tmp_path):
     code, _, err = answer(capsys, "launch", "--run-dir", "locked/run", "train.py")
     assert code == 2
     assert "Permission denied" in err
+
+
+@pytest.mark.parametrize("words", [["launch"], ["submit", "slurm"]], ids=" ".join)
+def test_a_current_folder_that_was_removed(capsys, tmp_path, monkeypatch, words):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    said = "the current folder has been removed; change to one that exists: cd DIR."
+    assert answer(capsys, *words, "train.py") == (2, "", f"distrain {words[0]}: {said}\n")

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from tests.support.launching import launch, launching
+from tests.support.launching import command, environment, launch, launching
+from tests.support.processes import descendants, kill_all, run, wait_until
 
 CHATTER = """\
 import os, sys, time
@@ -66,6 +67,52 @@ def test_what_was_printed_is_on_disk_when_the_supervisor_is_killed(tmp_path):
             assert lines_of(live.run_dir, rank) == [*map(str, range(1000)), "waiting"]
 
 
+UNREAD = """\
+import os, signal
+for n in range(20_000):
+    print("line", n)
+open("printed", "w").close()
+signal.pause()
+"""
+
+
+def test_a_run_whose_output_nobody_reads_is_ended_by_a_signal_all_the_same(tmp_path):
+    (tmp_path / "train.py").write_text(UNREAD)
+    read_fd, write_fd = os.pipe()
+    process = subprocess.Popen(
+        command("--nproc", "1", "--device", "cpu", "--run-dir", "run", "train.py"),
+        cwd=tmp_path,
+        env={**os.environ, **environment({"PYTHONWARNINGS": "always::ResourceWarning"}), "OMP_NUM_THREADS": "1"},
+        stdout=write_fd,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        wait_until((tmp_path / "printed").exists, 60, what="the rank has printed all")
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=20)[1].decode()
+    finally:
+        tree = descendants(process.pid)
+        process.kill()
+        process.wait()
+        kill_all(tree)
+        os.close(read_fd)
+        os.close(write_fd)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM: passed on to the ranks" in said
+    assert "nobody reads it; what the ranks print is in their logs" in said
+    assert "ResourceWarning" not in said
+    assert lines_of(tmp_path / "run", 0) == [f"line {n}" for n in range(20_000)]
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("streams", [">&- 2>&- <&-", ">/dev/full 2>/dev/full"])
+def test_a_run_without_streams_ends_well_and_its_logs_are_whole(tmp_path, chatter, streams):
+    words = command("--nproc", "2", "--device", "cpu", "--run-dir", "run", chatter, "100")
+    run(["sh", "-c", f'exec "$@" {streams}', "sh", *words], cwd=tmp_path, env=environment(), deadline_s=60).check()
+    for rank in (0, 1):
+        assert lines_of(tmp_path / "run", rank) == [f"{rank} line {n} " + "x" * 60 for n in range(100)]
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of two megabytes."""
@@ -89,4 +136,5 @@ def test_a_full_disk_is_said_and_hangs_nobody(tmp_path, small_disk, chatter):
     assert "OSError: [Errno 28] No space left on device" in report.splitlines()[0]
     assert "train.py" in report
     assert "disk is full" in report.lower() or "no space left" in report.lower()
+    assert "run.json could not be written: No space left on device" in done.stderr
     assert "failure.json could not be written: No space left on device" in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import pty
 import select
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.launching import command, environment
-from tests.support.processes import descendants, kill_all
+from tests.support.processes import descendants, kill_all, wait_until
 
 ASK = """\
 import shutil, sys
@@ -33,6 +34,35 @@ import time
 print("counting", end="", flush=True)
 while True:
     time.sleep(1)
+"""
+
+SAVE = """\
+import os, signal, sys
+def save(*_):
+    open(f"saved-{os.environ['RANK']}", "w").close()
+    sys.exit()
+signal.signal(signal.SIGHUP, save)
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+
+GO_ON = """\
+import os, sys, time
+print("ready", flush=True)
+while not os.path.exists("go"):
+    time.sleep(0.05)
+print("still here", flush=True)
+print("on both", file=sys.stderr)
+"""
+
+FLOOD = """\
+import os, time
+for n in range(100_000):
+    print("line", n)
+open("printed", "w").close()
+while not os.path.exists("go"):
+    time.sleep(0.05)
 """
 
 
@@ -60,6 +90,11 @@ class Screen:
         self.text += data.decode()
         return bool(data)
 
+    def close(self) -> None:
+        """Close the window."""
+        os.close(self.master)
+        self.master = -1
+
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
@@ -74,14 +109,14 @@ class Screen:
 
 
 @contextlib.contextmanager
-def terminal(*args, cwd) -> Iterator[Screen]:
+def terminal(*args, cwd, before=()) -> Iterator[Screen]:
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 132, 0, 0))
     whole = {key: value for key, value in {**os.environ, **environment()}.items() if value is not None}
     for name in ("COLUMNS", "LINES"):
         whole.pop(name, None)
     process = subprocess.Popen(
-        command(*args),
+        [*before, *command(*args)],
         cwd=cwd,
         env=whole,
         stdin=slave,
@@ -91,15 +126,17 @@ def terminal(*args, cwd) -> Iterator[Screen]:
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - one system call, no threads here
     )
     os.close(slave)
+    screen = Screen(master, process)
     try:
-        yield Screen(master, process)
+        yield screen
     finally:
         tree = descendants(process.pid)
         if process.poll() is None:
             process.kill()
             process.wait()
         kill_all(tree)
-        os.close(master)
+        if screen.master >= 0:
+            screen.close()
 
 
 @pytest.fixture
@@ -140,3 +177,46 @@ def test_two_shown_ranks_share_the_screen_in_prefixed_lines(tmp_path, script):
         assert screen.end() == 0
     host = socket.gethostname()
     assert {f"[{host}:0] tty False", f"[{host}:1] tty False"} <= set(screen.text.split("\r\n"))
+
+
+def test_a_terminal_that_closes_has_the_ranks_save(tmp_path, script):
+    with terminal("--nproc", "2", "--device", "cpu", "--run-dir", "run", script(SAVE), cwd=tmp_path) as screen:
+        wait_for_both(tmp_path, "ready")
+        screen.close()
+        assert screen.process.wait(30) == 129
+    assert {path.name for path in tmp_path.glob("saved-*")} == {"saved-0", "saved-1"}
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["status"], record["exit_code"]) == ("interrupted", 129)
+
+
+@pytest.mark.deep
+def test_a_run_that_hears_no_hangup_goes_on_without_its_terminal(tmp_path, script):
+    ignoring = ("sh", "-c", "trap '' HUP; exec \"$@\"", "sh")
+    args = ("--nproc", "2", "--device", "cpu", "--run-dir", "run", script(GO_ON))
+    with terminal(*args, cwd=tmp_path, before=ignoring) as screen:
+        wait_for_both(tmp_path, "ready")
+        screen.close()
+        (tmp_path / "go").touch()
+        assert screen.process.wait(30) == 0
+    wait_for_both(tmp_path, "still here")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "succeeded"
+
+
+@pytest.mark.deep
+def test_a_screen_that_stands_still_stops_no_rank_and_shows_all_later(tmp_path, script):
+    with terminal("--device", "cpu", "--run-dir", "run", script(FLOOD), cwd=tmp_path) as screen:
+        screen.wait_for("run directory run")
+        screen.type("\x13")  # Ctrl-S
+        wait_until((tmp_path / "printed").exists, 30, what="the rank has printed all")
+        screen.type("\x11")
+        screen.wait_for("line 99999")
+        (tmp_path / "go").touch()
+        assert screen.end() == 0
+    lines = [line for line in screen.text.replace("\r", "").splitlines() if line.startswith("line ")]
+    assert lines == [f"line {n}" for n in range(100_000)]
+
+
+def wait_for_both(folder, text):
+    """Return once two ranks have printed `text`."""
+    for path in (folder / "run" / "attempt-0" / f"rank-{rank}" / "stdout.log" for rank in (0, 1)):
+        wait_until(lambda path=path: path.exists() and text in path.read_text(), 60, what=f"{text!r} in {path}")

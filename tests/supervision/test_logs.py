@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
-import io
+import concurrent.futures
 import os
+import pty
+from pathlib import Path
 
 import pytest
 
 from distrain.supervision.logs import Console, PseudoTerminal, tail_lines
+from distrain.supervision.output import Output
 
 
 class Screen:
-    def __init__(self):
-        self.stdout, self.stderr = io.BytesIO(), io.BytesIO()
+    """Two files in place of our streams, which take everything at once."""
+
+    def __init__(self, folder):
+        self._files = {name: (folder / f"screen-{name}").open("w+b") for name in ("stdout", "stderr")}
 
     def __call__(self, name="stdout"):
-        return getattr(self, name).getvalue()
+        return os.pread(self._files[name].fileno(), 1 << 20, 0)
 
     def console(self, *, prefixed=False):
-        return Console(prefixed=prefixed, stdout=self.stdout, stderr=self.stderr)
+        return Console(prefixed=prefixed, **{name: Output(file.fileno()) for name, file in self._files.items()})
+
+    def close(self):
+        for file in self._files.values():
+            file.close()
 
 
 @pytest.fixture
-def screen():
-    return Screen()
+def screen(tmp_path):
+    screen = Screen(tmp_path)
+    yield screen
+    screen.close()
+
+
+@pytest.fixture
+def pipe():
+    """A pipe with nobody reading, unless the test does: its two ends."""
+    ends = os.pipe()
+    yield ends
+    for fd in ends:
+        os.close(fd)
+
+
+def finish(console):
+    console.finish(patience_s=0, is_urgent=lambda: False)
 
 
 def test_one_rank_is_copied_byte_for_byte_as_it_comes(tmp_path, screen):
@@ -36,7 +60,7 @@ def test_one_rank_is_copied_byte_for_byte_as_it_comes(tmp_path, screen):
     assert screen() == b"10%\r20%"
     with path.open("ab") as file:
         file.write(b"\r30%\n")
-    console.finish()
+    finish(console)
     assert screen() == b"10%\r20%\r30%\n"
 
 
@@ -53,7 +77,7 @@ def test_several_ranks_are_shown_in_whole_prefixed_lines(tmp_path, screen):
     for file in files:
         file.close()
     assert screen("stderr") == b"[h:1] whole\n[h:0] first half\n"
-    console.finish()
+    finish(console)
     assert screen("stderr").endswith(b"[h:0] unfinished\n")
 
 
@@ -66,11 +90,14 @@ def test_our_own_lines_begin_at_the_left_margin(screen):
 
 
 def test_a_rank_on_a_pseudo_terminal_sees_one_and_its_output_is_kept_as_written(tmp_path, screen):
-    terminal = PseudoTerminal(screen.console())
+    console = screen.console()
+    terminal = PseudoTerminal(console)
     try:
         out, err = (os.open(name, os.O_WRONLY | os.O_NOCTTY) for name in terminal.names)
         assert os.isatty(out)
-        terminal.record_to(tmp_path / "out", tmp_path / "err")
+        for stream in ("stdout", "stderr"):
+            console.follow(rank=0, host="h", stream=stream, path=tmp_path / stream)
+        terminal.record_to(tmp_path / "stdout", tmp_path / "stderr")
         os.write(out, b"line\n")
         os.write(err, b"\x1b[31mred\x1b[0m\n")
         terminal.drain()
@@ -79,18 +106,108 @@ def test_a_rank_on_a_pseudo_terminal_sees_one_and_its_output_is_kept_as_written(
         terminal.drain()
     finally:
         terminal.close()
-    assert (tmp_path / "out").read_bytes() == screen("stdout") == b"line\n"
-    assert (tmp_path / "err").read_bytes() == screen("stderr") == b"\x1b[31mred\x1b[0m\n"
+    finish(console)
+    assert (tmp_path / "stdout").read_bytes() == screen("stdout") == b"line\n"
+    assert (tmp_path / "stderr").read_bytes() == screen("stderr") == b"\x1b[31mred\x1b[0m\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk without room")
+def test_what_a_full_disk_cannot_keep_is_shown_all_the_same(tmp_path, screen):
+    console = screen.console()
+    terminal = PseudoTerminal(console)
+    try:
+        console.follow(rank=0, host="h", stream="stdout", path=tmp_path / "none")
+        terminal.record_to(Path("/dev/full"), tmp_path / "stderr")
+        out = os.open(terminal.names[0], os.O_WRONLY | os.O_NOCTTY)
+        os.write(out, b"line\n")
+        os.close(out)
+        terminal.drain()
+    finally:
+        terminal.close()
+    assert screen() == b"line\n"
+    assert terminal.trouble == "/dev/full is incomplete: No space left on device"
+
+
+def read_up_to(fd, end):
+    data = b""
+    while not data.endswith(end):
+        data += os.read(fd, 4096)
+    return data
+
+
+def test_a_slow_reader_holds_nobody_up_and_loses_nothing(tmp_path, screen, pipe):
+    read_fd, write_fd = pipe
+    stdout = Output(write_fd)
+    console = Console(prefixed=True, stdout=stdout, stderr=stdout)
+    wanted = [b"[h:%d] line %d" % (rank, n) for n in range(20_000) for rank in (0, 1)]
+    for rank in (0, 1):
+        (tmp_path / str(rank)).write_bytes(b"".join(b"line %d\n" % n for n in range(20_000)))
+        console.follow(rank=rank, host="h", stream="stdout", path=tmp_path / str(rank))
+    assert not console.show()
+    assert console.awaited() == {write_fd}
+    console.say("ours")
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        reader = pool.submit(read_up_to, read_fd, b"end\n")
+        console.finish(patience_s=10, is_urgent=lambda: False)
+        stdout.write(b"end\n")
+        stdout.drain(10, lambda: False)
+        shown = reader.result(10)
+    lines = shown.splitlines()
+    assert sorted(lines) == sorted([*wanted, b"ours", b"end"])
+
+
+def test_a_reader_that_takes_nothing_is_left_at_the_end(tmp_path, screen, pipe):
+    console = Console(prefixed=False, stdout=Output(pipe[1]), stderr=Output(None))
+    (tmp_path / "log").write_bytes(b"x" * 200_000)
+    console.follow(rank=0, host="h", stream="stdout", path=tmp_path / "log")
+    console.finish(patience_s=1e9, is_urgent=lambda: True)
+    assert console.trouble == "standard output was given up: nobody reads it; what the ranks print is in their logs"
+
+
+def test_a_pipe_that_somebody_made_non_blocking_loses_nothing(pipe):
+    os.set_blocking(pipe[1], False)
+    output = Output(pipe[1])
+    output.write(b"x" * 200_000)
+    nbytes = 0
+    while output.is_behind:
+        nbytes += len(os.read(pipe[0], 1 << 16))
+        output.flush()
+    assert nbytes + len(os.read(pipe[0], 1 << 17)) == 200_000
+
+
+def test_a_stopped_terminal_holds_nobody_up():
+    master, slave = pty.openpty()
+    try:
+        output = Output(slave)
+        output.write(b"x" * 1_000_000)
+        assert output.is_behind
+        assert os.get_blocking(slave)
+    finally:
+        os.close(master)
+        os.close(slave)
+    output.flush()
+    assert not output.is_open
+    assert output.trouble == ""
 
 
 def test_a_reader_that_went_away_is_not_written_to_again():
-    read_end, write_end = os.pipe()
-    stream = os.fdopen(write_end, "wb")
-    console = Console(prefixed=False, stdout=stream, stderr=io.BytesIO())
-    os.close(read_end)
-    console.write("stdout", b"lost\n")
-    console.write("stdout", b"lost too\n")
-    stream.close()
+    read_fd, write_fd = os.pipe()
+    output = Output(write_fd)
+    os.close(read_fd)
+    output.write(b"lost\n")
+    assert not output.is_open
+    assert output.trouble == ""
+    output.write(b"lost too\n")
+    os.close(write_fd)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk without room")
+def test_a_stream_without_room_is_given_up_and_the_reason_told(screen):
+    with open("/dev/full", "wb") as full:
+        console = Console(prefixed=False, stdout=Output(full.fileno()), stderr=Output(None))
+        console.write("stdout", b"lost\n")
+        console.say("lost too")
+    assert console.trouble.startswith("standard output was given up: No space left on device; ")
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,13 @@ def test_a_disk_without_room_ends_no_run(tmp_path):
     record.close()
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk without room")
+def test_a_disk_that_is_full_from_the_start_is_refused(tmp_path):
+    (tmp_path / ".lock").symlink_to("/dev/full")
+    with pytest.raises(RunDirError, match=r"cannot be used: .*Give a folder you can write to with --run-dir"):
+        RunRecord(RunDir(root=tmp_path))
+
+
 def test_a_live_owner_is_named_and_keeps_the_directory(tmp_path):
     first = RunRecord(RunDir(root=tmp_path))
     try:
