@@ -44,7 +44,12 @@ PROGRAM = """
 
 @pytest.mark.parametrize(
     ("how", "method", "code"),
-    [("ends", "fork", 0), ("raises", "fork", 1), ("stops", "fork", 75), ("stops", "spawn", 75)],
+    [
+        ("ends", "fork", 0),
+        pytest.param("raises", "fork", 1, marks=pytest.mark.deep),
+        pytest.param("stops", "fork", 75, marks=pytest.mark.deep),
+        ("stops", "spawn", 75),
+    ],
 )
 def test_they_bear_a_signal_while_the_trainer_runs_and_end_with_the_rank(tmp_path, how, method, code):
     done = run_alone(tmp_path, PROGRAM, [how, method], deadline_s=60).check(code)
