@@ -18,7 +18,7 @@ from distrain.plan.options import OPTIONS
 from distrain.plan.plan import GRACE_S
 from distrain.plan.sources import given
 from distrain.rundir import DEFAULT_PARENT, as_typed
-from distrain.schedulers.slurm.foresight import foresee
+from distrain.schedulers.slurm.foresight import foresee, nodes_asked
 from distrain.schedulers.slurm.options import check_options, value_of
 from distrain.schedulers.slurm.script import BatchJob, render, seconds_of
 from distrain.supervision.output import say
@@ -34,7 +34,7 @@ EXIT_NO_SCHEDULER = 1
 EXIT_INTERRUPTED = 130
 
 OF_SBATCH = {
-    "nodes": ("N", "nodes, on each of which one launch is started; default: 1"),
+    "nodes": ("N", "nodes, on each of which one launch is started; default: the most that --nnodes asks for, or 1"),
     "gpus_per_node": ("N", "GPUs of each node"),
     "cpus_per_task": ("N", "CPUs for the launch of each node, its ranks and their DataLoaders"),
     "mem": ("SIZE", "memory of each node"),
@@ -117,6 +117,8 @@ def main(argv: Sequence[str]) -> int:
             check_program(program, cwd=cwd)
     except SyntaxError as error:
         raise UsageError(f"{program.target} does not read as Python: {error}") from None
+    if "nodes" not in flags:
+        flags["nodes"] = nodes_asked(_launch_flags(flags), os.environ, _passed(flags))
     job = _job(flags, program)
     text = render(job)
     plan = foresee(program, _launch_flags(flags), os.environ, options=_options(flags), passed=job.passed)
@@ -189,9 +191,7 @@ def _job(flags: Mapping[str, Any], program: Program) -> BatchJob:
             "end as soon as it begins. Give a longer --time or a shorter --signal-lead (0 for no signal)."
         )
     options = [(name.replace("_", "-"), text) for name, text in _options(flags).items()]
-    if "nodes" not in flags:
-        options.insert(0, ("nodes", "1"))
-    passed = [word for text in flags.get("sbatch", ()) for word in _words("--sbatch", text)]
+    passed = _passed(flags)
     if passed and not passed[0].startswith("-"):
         raise UsageError(f"--sbatch: got {passed[0]!r}; give options of sbatch, such as --sbatch=--qos=high.")
     for word in passed:
@@ -231,6 +231,10 @@ def _whole(flags: Mapping[str, Any], name: str, *, least: int, default: int) -> 
     if not (text.isascii() and text.isdigit()) or int(text) < least:
         raise UsageError(f"--{name.replace('_', '-')}: got {text!r}; give a whole number of at least {least}.")
     return int(text)
+
+
+def _passed(flags: Mapping[str, Any]) -> list[str]:
+    return [word for text in flags.get("sbatch", ()) for word in _words("--sbatch", text)]
 
 
 def _words(option: str, text: str) -> list[str]:

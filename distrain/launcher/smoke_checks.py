@@ -15,6 +15,8 @@ SHOWN_NAMES = 4
 
 OTHER_DATA = "got other data"
 
+OTHER_STATE = "other state at the end than without the stop: "
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
@@ -138,8 +140,9 @@ def _gradients(first: Sequence[Findings]) -> Check:
             why=f"nan or infinite in {len(not_finite)} of {num} parameters, first in step {step}: {name}",
             todo="clip (max_grad_norm), lower the learning rate, or look for a division by zero or a square root of it",
         )
-    unstepped = first[0]["unstepped"]
+    unstepped, idle = first[0]["unstepped"], first[0]["idle"]
     aside = f"; no optimizer has {_some(unstepped)}" if unstepped else ""
+    aside += f"; not exercised, without a step: {_some(idle)}" if idle else ""
     return Check(name="gradients", standing="passed", why=f"{num} parameters got finite ones{aside}")
 
 
@@ -157,18 +160,23 @@ def _weights(first: Sequence[Findings]) -> Check:
     names = ends[0]["names"]  # type: ignore[index]  # none is None
     if any(not print_ for print_ in ends[0]["prints"]):  # type: ignore[index]  # likewise
         return Check(name="weights", standing="unknown", why="they are spread over the ranks (DTensor)")
-    since = "already before the first step"
+    since = before = "already before the first step"
     apart = _apart([next((each for each in rank["weights"] if each["when"] == "start"), None) for rank in first])
     if not apart and apart is not None:
         since, apart = f"after {steps[0]} steps", _apart(ends)
     if apart is None or apart:
+        todo = "wrap the model: model, optimizer = distrain.prepare(model, optimizer), or DistributedDataParallel"
+        if since != before and any(each["without"] for each in first):
+            todo = (
+                "mend the gradients first: where a parameter gets none, DistributedDataParallel may reduce none at all"
+            )
         which = "the parameters" if apart is None else f"{len(apart)} of {len(names)} parameters"
         details = ": their names are others" if apart is None else f": {_some(apart)}"
         return Check(
             name="weights",
             standing="failed",
             why=f"{which} differ between the ranks, {since}{details}",
-            todo="wrap the model: model, optimizer = distrain.prepare(model, optimizer), or DistributedDataParallel",
+            todo=todo,
         )
     return Check(name="weights", standing="passed", why=f"{len(names)} parameters, bit for bit, after {steps[0]} steps")
 
@@ -228,7 +236,15 @@ def _difference(one: Findings, other: Findings, saved_at: int) -> str:
     apart = [] if ends[1] is None and not iterations else _apart(ends)
     if apart is None:
         return "the second start has other parameters"
-    return f"other weights at the end than without the stop: {_some(apart)}" if apart else ""
+    if apart:
+        return f"other weights at the end than without the stop: {_some(apart)}"
+    others = _other_states(one["checkpoint"]["others"], other["checkpoint"]["others"])
+    return f"{OTHER_STATE}{_some(others)}" if others else ""
+
+
+def _other_states(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the kinds of state that differ. A kind with more or fewer of them is left out: they come and go."""
+    return [kind for kind, held in one.items() if held != (again := other.get(kind, [])) and len(held) == len(again)]
 
 
 def _after(start: Findings, saved_at: int) -> Iterator[tuple[int, str]]:
@@ -237,6 +253,8 @@ def _after(start: Findings, saved_at: int) -> Iterator[tuple[int, str]]:
 
 def _remedy(first: Findings, difference: str) -> str:
     found = first["checkpoint"]
+    if difference.startswith(OTHER_STATE):
+        return f"attach it as well, as in scheduler=… or average=…. Attached are {', '.join(found['objects'])}"
     missing = list(dict.fromkeys(found["optimizers"]))
     if not found["is_loader_attached"]:
         missing.append("the loader of distrain.dataloader")

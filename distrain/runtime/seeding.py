@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 from distrain.random_state import seed_all
 from distrain.runtime import xla
 
@@ -20,7 +22,12 @@ def seed_everything(seed: int) -> None:
 
     Raises:
         ValueError: The seed is out of range.
+        TypeError: It is no whole number.
     """
+    try:
+        operator.index(seed)
+    except TypeError:
+        raise TypeError(f"seed is {seed!r}; it must be a whole number.") from None
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}; it must be from 0 to {2**32 - 1}, the range that NumPy's generator takes.")
     seed_all(seed)

@@ -4,6 +4,7 @@ what it sees. The launcher compares the ranks.
     install()        in a fresh worker, ahead of the script
       findings       what this rank has seen, as a file
       prints         short names of what tensors, batches and data sets hold
+      states         what else holds state, which a checkpoint may forget
       training       losses, gradients and weights, whatever loop they are in
       loaders        which samples torch's DataLoader gives to this rank
       engines        our engines run for a few iterations; a checkpoint is taken in their middle

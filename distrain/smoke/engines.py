@@ -1,7 +1,11 @@
 """Our engines in a smoke test: each runs for a few iterations, and the first trainer with a `Checkpointer` twice.
 
-    first start     iterations 1 2 │ 3 4        a checkpoint after 2; at the end of the run all ranks are started again
-    second start                   │ 3 4        goes on from it; the launcher compares losses, batches and weights
+    first start     iterations 1 2 ┆ 3 │ 4      a checkpoint after 3; at the end of the run all ranks are started again
+    second start                       │ 4      goes on from it; the launcher compares what came of both
+
+Two epochs (┆), one where the script asks for one: what is done at the end of an epoch, such as a step of a scheduler,
+has been done when the checkpoint is taken. Losses, batches and weights are compared, and every other state that the
+process has at the end.
 
 `Checkpointer.save` and `attach` do the work, as they would after a preemption. Where the script keeps checkpoints in
 a folder of its own they are neither read nor written.
@@ -21,11 +25,14 @@ from distrain.errors import StoppedBySignal
 from distrain.smoke.findings import Checkpoint, Findings
 from distrain.smoke.loaders import Loaders
 from distrain.smoke.prints import print_of
+from distrain.smoke.states import other_states
 from distrain.smoke.training import ITERATIONS, Steps
 from distrain.training import Checkpointer
 from distrain.training.progress import place_of
 
 __all__ = ["AGAIN", "follow"]
+
+EPOCHS = 2
 
 AGAIN = 1
 """The exit code that has torch's agent start the ranks again; the launcher knows from the findings that it is meant."""
@@ -127,8 +134,16 @@ class _Engines:
                     engine.terminate()
 
             handles.append(engine.add_event_handler(Events.ITERATION_COMPLETED, end))
+        if asked.epoch_length is None:
+
+            def end_pass() -> None:
+                # An epoch that was not shortened would have taken the last batch, and the next one begins a new pass.
+                if engine.state.dataloader is not None:
+                    engine._dataloader_iter = iter(())  # noqa: SLF001  # one package
+
+            handles.append(engine.add_event_handler(Events.EPOCH_COMPLETED, end_pass))
         if trip is not None:
-            handles += trip.handlers(max(1, num // 2))
+            handles += trip.handlers(max(1, 3 * _length(goal, num) // 4))
         self._running.append(engine)
         try:
             state = run(engine, *(goal or asked))
@@ -140,7 +155,7 @@ class _Engines:
             self._findings.batches = self._findings.batches or batches
             self._steps.end_of_training()
         if trip is not None:
-            trip.end(self._steps.optimizers, _is_attached(self._loaders, asked.data, trip.objects))
+            trip.end(self._steps, _is_attached(self._loaders, asked.data, trip.objects))
             self._findings.write()
             if trip.is_to_go_on:
                 self._steps.conclude("again")
@@ -191,7 +206,7 @@ class _RoundTrip:
         else:
             self._in_our_folder(lambda: attach(self._checkpointer, self._trainer, **self.objects))
 
-    def handlers(self, half: int) -> list[Any]:
+    def handlers(self, save_after: int) -> list[Any]:
         """Attach what is done in the trainer's run: save in the first start, look where it begins in the second."""
         trainer, found = self._trainer, self._found
         if self._findings.start > 0:
@@ -205,11 +220,11 @@ class _RoundTrip:
             return []
 
         def save_inside_epoch() -> None:
-            if trainer.state.iteration == half and place_of(trainer)[1] != 0:
+            if trainer.state.iteration == save_after and place_of(trainer)[1] != 0:
                 self._save()
 
         def save_at_epoch() -> None:
-            if trainer.state.iteration == half:
+            if trainer.state.iteration == save_after:
                 self._save()
 
         return [
@@ -217,11 +232,12 @@ class _RoundTrip:
             trainer.add_event_handler(Events.EPOCH_COMPLETED, save_at_epoch),
         ]
 
-    def end(self, optimizers: list[Any], is_loader_attached: bool) -> None:  # noqa: FBT001  # as the finding
+    def end(self, steps: Steps, is_loader_attached: bool) -> None:  # noqa: FBT001  # as the finding
         """Note what is known at the end of the trainer's run."""
         found = self._found
         attached = {id(each) for each in self.objects.values()}
-        found.optimizers = [type(each).__name__ for each in optimizers if id(each) not in attached]
+        found.optimizers = [type(each).__name__ for each in steps.optimizers if id(each) not in attached]
+        found.others = other_states(steps.is_trained)
         found.is_loader_attached = is_loader_attached
         if found.saved_at is None and self._findings.start == 0 and not found.why_not:
             found.why_not = f"the trainer ended after {self._trainer.state.iteration} iterations"
@@ -257,10 +273,18 @@ def _shortened(engine: Engine, num: int, asked: _Run) -> _Run | None:
         length = state.epoch_length if data is None else engine._get_data_length(data)  # noqa: SLF001  # ours
     if length is not None and length < 1:
         return None  # its own error is the better one
-    length = num if length is None else min(length, num)
+    longest = num // (EPOCHS if asked.max_iters is not None else min(asked.max_epochs or 1, EPOCHS))
+    length = longest if length is None else min(length, longest)
     if asked.max_iters is not None:
         return _Run(asked.data, None, min(asked.max_iters, num), length)
     return _Run(asked.data, min(asked.max_epochs or 1, math.ceil(num / length)), None, length)
+
+
+def _length(goal: _Run | None, num: int) -> int:
+    """Return how many iterations a run has that was shortened to `goal`, or that ends after `num`."""
+    if goal is None:
+        return num
+    return goal.max_iters or (goal.max_epochs or 1) * (goal.epoch_length or 1)
 
 
 def _is_attached(loaders: Loaders, data: Any, objects: dict[str, Any]) -> bool:

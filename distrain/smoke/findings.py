@@ -48,6 +48,7 @@ class Checkpoint:
         objects: What was attached, by name and type.
         optimizers: Optimizers of the trainer's steps that were not attached, by type.
         is_loader_attached: Whether the trainer's data was.
+        others: What else holds state at the end of the trainer's run, see `states`.
         saved_at: The iteration of the checkpoint; None where none was taken.
         resumed_at: The iteration that the second start has found; None in the first.
         why_not: Why none was taken, "" if one was.
@@ -56,6 +57,7 @@ class Checkpoint:
     objects: dict[str, str]
     optimizers: list[str] = field(default_factory=list)
     is_loader_attached: bool = False
+    others: dict[str, list[str]] = field(default_factory=dict)
     saved_at: int | None = None
     resumed_at: int | None = None
     why_not: str = ""
@@ -79,6 +81,7 @@ class Findings:
         without: Those that have got none so far.
         not_finite: Those that had one that is nan or infinite, and at which step first.
         unstepped: Those that belong to no optimizer.
+        idle: Optimizers that took no step, as people read them.
         weights: The parameters at the beginning and at the end.
         checkpoint: The trainer's; None without one.
     """
@@ -95,6 +98,7 @@ class Findings:
     without: list[str] = field(default_factory=list)
     not_finite: dict[str, int] = field(default_factory=dict)
     unstepped: list[str] = field(default_factory=list)
+    idle: list[str] = field(default_factory=list)
     weights: list[Weights] = field(default_factory=list)
     checkpoint: Checkpoint | None = None
 

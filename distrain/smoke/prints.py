@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 __all__ = ["print_of", "print_of_parameter"]
 
@@ -16,12 +17,13 @@ NBYTES = 12
 
 
 def print_of_parameter(parameter: torch.Tensor) -> str:
-    """Return the name of a parameter's bits; "" where it is spread over the ranks, so that each has a part.
+    """Return the name of a parameter's bits; "" where each rank has a part of it only, or where it has none.
 
     Args:
-        parameter: A parameter, on any device.
+        parameter: A parameter or buffer, on any device.
     """
-    return "" if hasattr(parameter, "device_mesh") else print_of(parameter)
+    has_no_bits = parameter.is_meta or is_lazy(parameter)
+    return "" if hasattr(parameter, "device_mesh") or has_no_bits else print_of(parameter)
 
 
 def print_of(value: Any) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from distrain.smoke.findings import Findings, Weights
 from distrain.smoke.loaders import Loaders
 from distrain.smoke.prints import print_of_parameter
+from distrain.smoke.states import idle_optimizers, outermost_modules, parameters_of
 from distrain.training import unwrap
 
 if TYPE_CHECKING:
@@ -38,13 +39,20 @@ def follow(findings: Findings, loaders: Loaders) -> Steps:
     steps = Steps(findings, loaders)
     register_optimizer_step_pre_hook(steps.before)
     register_optimizer_step_post_hook(steps.after)
-    backward = torch.autograd.backward  # Tensor.backward calls it by this name
+    backward, scale = torch.autograd.backward, torch.amp.GradScaler.scale  # Tensor.backward calls it by this name
 
     def seen_backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
         with steps.in_backward(tensors):
             backward(tensors, *args, **kwargs)
 
+    def seen_scale(self: torch.amp.GradScaler, outputs: Any) -> Any:
+        scaled = scale(self, outputs)
+        if isinstance(outputs, torch.Tensor):
+            steps.unscaled[scaled] = outputs.detach()
+        return scaled
+
     torch.autograd.backward = seen_backward
+    torch.amp.GradScaler.scale = seen_scale  # type: ignore[method-assign]
     if findings.world_size > 2:
         _keep_buckets()
     return steps
@@ -99,11 +107,21 @@ class Steps:
         self._steps_at_end = -1
         self.iteration: Callable[[], int | None] = lambda: None
         """Says at which iteration the trainer is that runs now; None where none does."""
+        self.unscaled: MutableMapping[torch.Tensor, torch.Tensor] = WeakTensorKeyDictionary()
+        """The losses that a GradScaler has scaled, by what came of it; where that is infinite, it skips the step."""
 
     @property
     def optimizers(self) -> list[Optimizer]:
         """Those that have stepped."""
         return list(self._optimizers.values())
+
+    def is_trained(self, parameter: torch.Tensor) -> bool:
+        """Whether the weights that are noted have it among them.
+
+        Args:
+            parameter: A parameter.
+        """
+        return id(parameter) in self._parameters
 
     def in_backward(self, tensors: Any) -> _Backward:
         """Return what is held during a backward pass.
@@ -117,7 +135,7 @@ class Steps:
     def _note_losses(self) -> None:
         roots = [self._roots] if isinstance(self._roots, torch.Tensor) else list(self._roots)
         number = self.iteration() or self._findings.steps + 1
-        for root in roots:
+        for root in (self.unscaled.get(each, each) for each in roots):
             if root.numel() == 1:
                 self._findings.losses.append((number, float(root.detach()).hex()))
         self._loaders.note_backward()
@@ -172,6 +190,7 @@ class Steps:
         if self._findings.ended:
             return
         self.end_of_training()
+        self._findings.idle = idle_optimizers(self.optimizers)
         self._loaders.conclude()
         self._findings.ended = how
         self._findings.write()
@@ -183,8 +202,8 @@ class Steps:
 
     def _discover(self) -> None:
         """Find the models that the optimizers train, and the names of their parameters."""
-        held = {id(each): each for optimizer in self.optimizers for each in _parameters_of(optimizer)}
-        models = [unwrap(model) for model in _outermost_modules()]
+        held = {id(each): each for optimizer in self.optimizers for each in parameters_of(optimizer)}
+        models = [unwrap(model) for model in outermost_modules()]
         models = [model for model in models if any(id(each) in held for each in model.parameters())]
         several = len(models) > 1
         for model in models:
@@ -218,16 +237,3 @@ class Steps:
 
 def _values(gradient: torch.Tensor) -> torch.Tensor:
     return gradient.coalesce().values() if gradient.layout == torch.sparse_coo else gradient
-
-
-def _parameters_of(optimizer: Optimizer) -> Iterator[nn.Parameter]:
-    for group in optimizer.param_groups:
-        yield from group["params"]
-
-
-def _outermost_modules() -> list[nn.Module]:
-    """Return the modules of this process that are in no other one."""
-    # The type is asked and not the object: some have a __class__ that does things.
-    modules = [each for each in gc.get_objects() if issubclass(type(each), nn.Module)]
-    inner = {id(child) for module in modules for child in module.children()}
-    return [module for module in modules if id(module) not in inner]

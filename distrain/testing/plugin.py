@@ -53,7 +53,7 @@ def _is_ours(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
-    if not _is_ours(item):
+    if not _is_ours(item) or item.config.getoption("setupplan", default=False):  # pytest sets nothing up, it only tells
         return (yield)
     problem: BaseException | None = None
     shared: tuple[str, ...] = ()
@@ -71,6 +71,8 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
         function.fixturenames = everything
     if problem is not None:
         raise problem
+    if item.config.getoption("setuponly", default=False):
+        return None
     values = {name: function.funcargs[name] for name in shared}
     from distrain.testing.ranks import RankGroup
 
@@ -91,6 +93,25 @@ def _server_of(config: pytest.Config) -> WarmServer:
     if server is None or not server.is_usable:
         server = config.stash[_SERVER] = WarmServer.start(config)
     return server
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Show other plugins no test that is not run here: Hypothesis would look at its fixtures, which are the ranks'."""
+    __tracebackhide__ = True
+    if not _is_ours(item):
+        return (yield)
+    function = cast(pytest.Function, item)
+    test = function.obj
+    function.obj = _is_run_by_the_ranks
+    try:
+        return (yield)
+    finally:
+        function.obj = test
+
+
+def _is_run_by_the_ranks() -> None:
+    raise AssertionError("a test of ranks is called in them")
 
 
 @pytest.hookimpl(tryfirst=True)

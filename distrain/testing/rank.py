@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import gc
 import os
 import pickle
@@ -21,10 +22,10 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, Literal, NoReturn
 
 import pytest
-from _pytest.runner import call_and_report  # one phase of a test; `pytest_runtest_protocol` does all three at once
+from _pytest.runner import check_interactive_exception
 
 from distrain.launcher.bootstrap import renew_random_state
 from distrain.launcher.interface import gloo_variables
@@ -126,14 +127,13 @@ class Rank:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool:
         for when in ("setup", "call"):
-            report = call_and_report(item, when, log=False)
-            self._tell(item, report)
+            self._tell(item, _phase(item, when))
             word, self.all_passed = self._hear()
             if word == "teardown":
                 break
         else:
             raise AssertionError("the word after the call is teardown")
-        self._tell(item, call_and_report(item, "teardown", log=False, nextitem=None))
+        self._tell(item, _phase(item, "teardown", nextitem=None))
         return True
 
     @pytest.hookimpl(wrapper=True)
@@ -181,6 +181,19 @@ class Rank:
         except (EOFError, OSError):
             raise _EndedError from None
         return word, all_passed
+
+
+def _phase(item: pytest.Item, when: Literal["setup", "call", "teardown"], **options: Any) -> pytest.TestReport:
+    """Do one phase of a test as pytest does, but report any end of it: KeyboardInterrupt and pytest.exit(), too.
+
+    In pytest's own process they end the whole run, and a rank has only its test.
+    """
+    hook = getattr(item.ihook, f"pytest_runtest_{when}")
+    call = pytest.CallInfo.from_call(functools.partial(hook, item=item, **options), when=when)
+    report: pytest.TestReport = item.ihook.pytest_runtest_makereport(item=item, call=call)
+    if check_interactive_exception(call, report):
+        item.ihook.pytest_exception_interact(node=item, call=call, report=report)
+    return report
 
 
 def _become(job: Job) -> None:

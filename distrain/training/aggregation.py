@@ -50,7 +50,12 @@ class LossAggregator:
 
         Args:
             engine: The trainer.
+
+        Raises:
+            TypeError: It is no engine.
         """
+        if not hasattr(engine, "add_event_handler"):
+            raise TypeError(f"LossAggregator.attach() got {type(engine).__name__}; give it the trainer.")
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)

@@ -92,13 +92,15 @@ def create_supervised_trainer(  # noqa: PLR0917  # the specification's order
     Raises:
         ValueError: A mode, a type or a policy is unknown or does not go with the device or with another argument, or a
             number is not positive.
-        TypeError: The number of micro-batches is not a whole one, or the scaler is none.
+        TypeError: The number of micro-batches is not a whole one, or the optimizer, the loss function or the scaler is
+            none.
         RuntimeError: The device is XLA and torch_xla is missing.
         ModuleNotFoundError: `apex` was asked for and is missing.
 
     Source: `ignite.engine.create_supervised_trainer`, whose arguments the first eleven are.
     """
-    where = device_of(model) if device is None else torch.device(device)
+    _check_parts(model, optimizer, loss_fn)
+    where = _device(model, device)
     if where.type == "xla":
         xla.check_installed()
     dtype = checked_dtype(amp_dtype)
@@ -144,6 +146,26 @@ def create_supervised_trainer(  # noqa: PLR0917  # the specification's order
     return trainer
 
 
+def _check_parts(model: Any, optimizer: Any, loss_fn: Any) -> None:
+    order = "The order is model, optimizer, loss_fn."
+    if not hasattr(optimizer, "step"):
+        raise TypeError(f"optimizer is {_kind(optimizer)}; it must have a step(), as those of torch.optim do. {order}")
+    for name, each in (("model", model), ("loss_fn", loss_fn)):
+        if not callable(each):
+            raise TypeError(f"{name} is {_kind(each)}; it must be callable, as torch's modules are. {order}")
+
+
+def _kind(value: Any) -> str:
+    return repr(value) if value is None or isinstance(value, str) else f"of type {type(value).__name__}"
+
+
+def _device(model: nn.Module, device: str | torch.device | None) -> torch.device:
+    try:
+        return device_of(model) if device is None else torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"torch knows no device {device!r}; give one such as cpu, cuda or xla.") from error
+
+
 def create_supervised_evaluator(  # noqa: PLR0917  # the specification's order
     model: nn.Module,
     metrics: Mapping[str, Any] | None = None,
@@ -175,7 +197,7 @@ def create_supervised_evaluator(  # noqa: PLR0917  # the specification's order
         ValueError: A mode or a type is unknown or does not go with the device or with another argument.
         RuntimeError: The device is XLA and torch_xla is missing.
     """
-    where = device_of(model) if device is None else torch.device(device)
+    where = _device(model, device)
     if where.type == "xla":
         xla.check_installed()
     dtype = checked_dtype(amp_dtype)

@@ -109,7 +109,11 @@ def test_nothing_of_torch_is_imported():
         (["submit", "slurm", "--time", "4h", "train.py"], "--time: got '4h'; give minutes, hours:minutes:seconds"),
         (["submit", "slurm", "--nodes", "two", "train.py"], "--nodes: got 'two'; give a number of nodes"),
         (["submit", "slurm", "--dry-run", "--hang-timeout", "foo", "train.py"], "--hang-timeout: got 'foo'; give auto"),
-        (["submit", "slurm", "--nnodes", "4", "train.py"], "--nnodes: got '4', and the allocation has 1 (--nodes 1)"),
+        (
+            ["submit", "slurm", "--nodes", "2", "--nnodes", "4", "train.py"],
+            "--nnodes: got '4', and the allocation has 2 (--nodes 2)",
+        ),
+        (["submit", "slurm", "--nnodes", "four", "train.py"], "--nnodes: got 'four'"),
         (["submit", "slurm", "--nodes", "2", "--node-rank", "0", "train.py"], "--node-rank: got 0, and every node of"),
         (["submit", "slurm", "--profile", "none", "train.py"], "--profile: there is no profile 'none'; known here are"),
         (["requeue"], "no run directory: set DISTRAIN_RUN_DIR"),
@@ -125,6 +129,22 @@ def test_mistakes_are_said_in_one_line(capsys, monkeypatch, argv, said):
     err = capsys.readouterr().err
     assert said in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "nodes"),
+    [
+        ([], 1),
+        (["--nnodes", "3"], 3),
+        (["--nnodes", "1:4"], 4),
+        (["--profile", "slurm-2x8"], 2),
+        (["--profile", "slurm-2x8", "--nodes", "2-4"], "2-4"),
+        (["--profile", "slurm-2x8", "--standalone"], 1),
+    ],
+)
+def test_a_job_has_as_many_nodes_as_its_launch_asks_for(capfdbinary, argv, nodes):
+    assert main(["submit", "slurm", "--dry-run", *argv, "train.py"]) == 0
+    assert f"#SBATCH --nodes={nodes}\n".encode() in capfdbinary.readouterr().out
 
 
 def test_what_the_launch_would_warn_of_is_said_beside_the_script(capfdbinary):

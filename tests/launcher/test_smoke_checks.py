@@ -19,6 +19,7 @@ RANK = {
     "without": [],
     "not_finite": {},
     "unstepped": [],
+    "idle": [],
     "weights": [
         {"when": "start", "steps": 0, "names": ["weight", "bias"], "prints": ["a", "b"]},
         {"when": "end", "steps": 4, "names": ["weight", "bias"], "prints": ["c", "d"]},
@@ -27,6 +28,7 @@ RANK = {
         "objects": {"model": "Net"},
         "optimizers": [],
         "is_loader_attached": True,
+        "others": {"StepLR": ["2 steps"], "AveragedModel": ["a", "b"]},
         "saved_at": 2,
         "resumed_at": None,
         "why_not": "",
@@ -134,6 +136,10 @@ def test_ranks_with_other_parameters():
             "rank 1: other weights at the end than without the stop: bias",
         ),
         (lambda rank: rank["weights"][1].update(names=["x", "y"]), "rank 1: the second start has other parameters"),
+        (
+            lambda rank: rank["checkpoint"]["others"].update(StepLR=["1 step"]),
+            "rank 1: other state at the end than without the stop: StepLR",
+        ),
         (lambda rank: rank.update(checkpoint=None), "the second start has not attached the Checkpointer"),
     ],
 )
@@ -158,6 +164,32 @@ def test_what_to_do_depends_on_what_differs(batch, attached, todo):
     second[0]["losses"][0] = [3, (0.5).hex()]
     first[0]["checkpoint"]["is_loader_attached"] = attached
     assert verdicts([first, second])["checkpoint"].todo.startswith(todo)
+
+
+def test_states_that_come_and_go_are_not_compared():
+    second = resumed()
+    second[0]["checkpoint"]["others"] = {"AveragedModel": ["c"]}
+    assert verdicts([ranks(), second])["checkpoint"].standing == "passed"
+
+
+def test_what_to_do_about_state_that_was_forgotten():
+    second = resumed()
+    second[0]["checkpoint"]["others"]["StepLR"] = ["1 step"]
+    assert verdicts([ranks(), second])["checkpoint"].todo == (
+        "attach it as well, as in scheduler=… or average=…. Attached are model"
+    )
+
+
+def test_an_optimizer_without_a_step_is_told():
+    assert verdicts([ranks(idle=["Adam of 2 parameters"])])["gradients"].why.endswith(
+        "; not exercised, without a step: Adam of 2 parameters"
+    )
+
+
+def test_weights_that_differ_where_a_parameter_gets_no_gradient():
+    first = ranks(without=["bias"])
+    first[1]["weights"][1]["prints"] = ["c", "x"]
+    assert verdicts([first])["weights"].todo.startswith("mend the gradients first")
 
 
 def test_a_checkpoint_of_a_script_that_failed_later_is_not_judged():

@@ -75,8 +75,8 @@ def test_a_script_that_is_right_passes_and_nothing_of_it_is_kept(tmp_path):
     assert done.returncode == 0, done.stderr
     names = ("script", "losses", "gradients", "weights", "data", "checkpoint", "processes")
     assert verdicts == dict.fromkeys(names, "passed")
-    assert "starting all ranks again from the checkpoint after iteration 2" in done.stderr
-    assert "resumed after iteration 2 of 4: data, losses and weights as without the stop" in done.stderr
+    assert "starting all ranks again from the checkpoint after iteration 3" in done.stderr
+    assert "resumed after iteration 3 of 4: data, losses and weights as without the stop" in done.stderr
     assert done.stderr.splitlines()[-1] == "all passed"
     assert done.stdout == "ended in iteration 4 ['--lr', '3']\n"  # the first start ends with its trainer's run
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "tmp", "train.py"]
@@ -110,12 +110,16 @@ def test_the_digits_pass(tmp_path):
     [
         (
             "model.append(Drifts())",
-            "rank 0: the loss of iteration 3 is",
+            "rank 0: the loss of iteration 4 is",
             "something the training depends on is in no state_dict",
         ),
-        ("left_out = 'optimizer'", "rank 0: the loss of iteration 4 is", "attach what is missing: AdamW"),
-        ("left_out = 'loader'", "iteration 3 got other data", "the loader of distrain.dataloader. Attached are model"),
-        ("left_out = 'model'", "rank 0: the loss of iteration 3 is", "Attached are optimizer, loader"),
+        (
+            "left_out = 'optimizer'",
+            "rank 0: other weights at the end than without the stop",
+            "attach what is missing: AdamW",
+        ),
+        ("left_out = 'loader'", "iteration 4 got other data", "the loader of distrain.dataloader. Attached are model"),
+        ("left_out = 'model'", "rank 0: the loss of iteration 4 is", "Attached are optimizer, loader"),
     ],
     ids=["a counter", "optimizer", "loader", "model"],
 )
@@ -125,6 +129,24 @@ def test_a_checkpoint_that_forgets_something(tmp_path, broken, why, todo):
     assert [name for name, verdict in verdicts.items() if verdict != "passed"] == ["checkpoint"]
     assert why in done.stderr
     assert todo in done.stderr
+
+
+@pytest.mark.deep
+def test_a_checkpoint_that_forgets_what_the_weights_do_not_show(tmp_path):
+    text = TRAINER.replace(
+        "    objects = ",
+        """    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    trainer.on(distrain.Events.EPOCH_COMPLETED)(lambda _: scheduler.step())
+    average = torch.optim.swa_utils.AveragedModel(model)
+    trainer.on(distrain.Events.ITERATION_COMPLETED)(lambda _: average.update_parameters(model))
+    objects = """,
+    )
+    done, _ = smoke(tmp_path, text=text)
+    assert done.returncode == 1
+    assert "other state at the end than without the stop: StepLR, AveragedModel" in done.stderr
+    kept_too = '"model": model, "scheduler": scheduler, "average": average'
+    done, _ = smoke(tmp_path, text=text.replace('"model": model', kept_too))
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.deep

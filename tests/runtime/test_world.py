@@ -63,6 +63,8 @@ def test_the_seed_reaches_every_generator():
     assert drawn[0] == drawn[1]
     with pytest.raises(ValueError, match="seed is -1"):
         distrain.init(seed=-1)
+    with pytest.raises(TypeError, match="seed is 'a'; it must be a whole number"):
+        distrain.init(seed="a")
 
 
 def test_the_run_directory_is_made_when_asked_for(tmp_path, monkeypatch):

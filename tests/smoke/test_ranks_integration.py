@@ -245,6 +245,45 @@ def test_asking_for_the_order_changes_nothing_of_the_training(watched):
     assert all(torch.equal(a, b) for a, b in zip(seen, state, strict=False))
 
 
+def test_a_shortened_epoch_is_followed_by_a_new_pass_over_the_data(watched):
+    passes = []
+
+    class Data(list):
+        def __iter__(self):
+            passes.append(0)
+            for batch in super().__iter__():
+                passes[-1] += 1
+                yield batch
+
+    batches = Data([(torch.ones(2, 4), torch.ones(2, 1))] * 20)
+    model, optimizer = distrain.prepare(net := nn.Linear(4, 1), torch.optim.SGD(net.parameters(), lr=0.1))
+    for max_epochs in (3, 1):
+        distrain.create_supervised_trainer(model, optimizer, mse_loss).run(batches, max_epochs=max_epochs)
+    assert passes == [2, 2, 4]
+
+
+def test_an_optimizer_that_took_no_step_is_told(watched):
+    idle = torch.optim.Adam(nn.Linear(4, 1).parameters())
+    loop(DistributedDataParallel(nn.Linear(4, 1)), sharded())
+    _, checks = watched()
+    assert standings(checks) == GOOD
+    assert checks["gradients"].why.endswith("; not exercised, without a step: Adam of 2 parameters")
+    del idle
+
+
+def test_losses_are_told_as_they_were_before_a_scaler(watched):
+    scaler = torch.amp.GradScaler("cpu", init_scale=3e38)
+    model = DistributedDataParallel(nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = next(iter(sharded()))
+    scaled = scaler.scale(10 * mse_loss(model(x), y))
+    assert torch.isinf(scaled)
+    scaled.backward()
+    scaler.step(optimizer)
+    _, checks = watched()
+    assert (checks["losses"].standing, checks["losses"].why[:8]) == ("passed", "2 finite")
+
+
 def test_a_script_that_trains_nothing(watched):
     code, checks = watched()
     assert code == 0
@@ -268,7 +307,8 @@ def test_an_engine_runs_a_few_iterations_and_fires_all_its_events(watched, tmp_p
     state = trainer.run(loader, max_epochs=50)
     evaluator = distrain.create_supervised_evaluator(model)
     assert evaluator.run(distrain.dataloader(dataset(), 4)).iteration == 4
-    assert (state.iteration, state.epoch, fired) == (4, 1, ["EPOCH_COMPLETED", "COMPLETED"])
+    assert (state.iteration, state.epoch) == (4, 2)
+    assert fired == ["EPOCH_COMPLETED", "EPOCH_COMPLETED", "COMPLETED"]
     dist.barrier()
     assert not mine.exists()
     code, checks = watched()

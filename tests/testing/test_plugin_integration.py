@@ -160,6 +160,18 @@ def test_outcomes_of_one_run(tmp_path: Path) -> None:
         def test_unmarked(world):
             pass
 
+        @two
+        def test_interrupts(world):
+            if world.rank == 1:
+                raise KeyboardInterrupt
+
+        import hypothesis
+
+        @two
+        @hypothesis.given(hypothesis.strategies.integers())
+        def test_hypothesis(world, number):
+            pass
+
         @pytest.mark.distributed(nproc=2, timeout=3)
         def test_wrong_mark():
             pass
@@ -167,7 +179,7 @@ def test_outcomes_of_one_run(tmp_path: Path) -> None:
         "-rA",
         "--junitxml=report.xml",
     ).check(1)
-    assert outcomes(done) == {"failed": 10, "passed": 4, "skipped": 2, "xfailed": 1, "warning": 1, "error": 4}, (
+    assert outcomes(done) == {"failed": 12, "passed": 4, "skipped": 2, "xfailed": 1, "warning": 1, "error": 4}, (
         done.stdout
     )
 
@@ -209,6 +221,10 @@ def test_outcomes_of_one_run(tmp_path: Path) -> None:
     assert "ERROR at teardown of test_tear_down" in done.stdout
     assert done.stdout.count("UserWarning: careful") == 1
     assert "mark the test with @pytest.mark.distributed(nproc=2)" in section(done, "test_unmarked")
+    interrupted = section(done, "test_interrupts")
+    assert "rank 1:" in interrupted
+    assert "pluggy" not in interrupted
+    assert "HealthCheck.function_scoped_fixture" in section(done, "test_hypothesis")
     assert "has no argument 'timeout'; there are nproc, timeout_s, shared. Did you mean timeout_s?" in done.stdout
 
     cases = {case.get("name"): case for case in ET.parse(tmp_path / "report.xml").iter("testcase")}
@@ -216,6 +232,15 @@ def test_outcomes_of_one_run(tmp_path: Path) -> None:
     assert failure is not None
     assert failure.get("message") == "rank 1: ValueError: rank 1 is lost"
     assert cases["test_skips"].find("skipped") is not None
+
+
+@pytest.mark.parametrize("option", ["--setup-plan", pytest.param("--setup-only", marks=pytest.mark.deep)])
+def test_a_plan_of_the_fixtures_starts_no_ranks(tmp_path: Path, option: str) -> None:
+    (tmp_path / "test_planned.py").write_text(
+        "import pytest\n@pytest.mark.distributed(nproc=2)\ndef test_planned(world):\n    pass\n"
+    )
+    done = run([sys.executable, "-m", "pytest", option], cwd=tmp_path, env={"CI": None}).check()
+    assert "test_planned.py::test_planned (fixtures used: request, world)" in done.stdout
 
 
 def test_fixtures_run_where_they_are_said_to(tmp_path: Path) -> None:

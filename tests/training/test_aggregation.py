@@ -50,5 +50,10 @@ def test_it_says_what_it_cannot_read():
         LossAggregator(every=0)
 
 
+def test_it_follows_an_engine_only():
+    with pytest.raises(TypeError, match="got Linear; give it the trainer"):
+        LossAggregator().attach(torch.nn.Linear(1, 1))
+
+
 def test_an_infinite_loss_shows():
     assert math.isinf(run(lambda _: math.inf)[0]["epoch_loss"])

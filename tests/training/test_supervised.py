@@ -1,4 +1,5 @@
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,25 @@ def test_the_detached_output_does_not_wait_for_the_device(monkeypatch):
 def test_what_cannot_be_is_refused(options, error, message):
     with pytest.raises(error, match=message):
         create_supervised_trainer(*parts(), mse_loss, **options)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (lambda model, optimizer: (optimizer, model, mse_loss), "optimizer is of type Linear; it must have a step()"),
+        (lambda model, optimizer: (model, None, mse_loss), "optimizer is None; it must have a step()"),
+        (lambda model, optimizer: (model, optimizer, "mse"), "loss_fn is 'mse'; it must be callable"),
+    ],
+)
+def test_parts_in_another_order_are_refused(parts, message):
+    model = nn.Linear(2, 1)
+    with pytest.raises(TypeError, match=re.escape(message)):
+        create_supervised_trainer(*parts(model, torch.optim.SGD(model.parameters(), lr=0.1)))
+
+
+def test_a_device_that_torch_does_not_know_is_refused():
+    with pytest.raises(ValueError, match="torch knows no device 'gpu'; give one such as"):
+        create_supervised_evaluator(nn.Linear(2, 1), device="gpu")
 
 
 def test_a_deterministic_trainer_is_a_deterministic_engine():

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from distrain.errors import UsageError
-from distrain.plan import Ahead, Plan, Program, resolve
+from distrain.plan import Ahead, Plan, Program, profile, resolve
 from distrain.plan.cluster import Placement
+from distrain.plan.related import without_overruled
 from distrain.plan.sources import Given, given
 from distrain.schedulers.slurm.options import gpus_of, nodes_of, value_of
 
-__all__ = ["exported", "foresee"]
+__all__ = ["exported", "foresee", "nodes_asked"]
 
 _OF_ONE_NODE = ("node_rank", "local_addr")
 """What has to be another one on each node."""
@@ -41,7 +43,7 @@ def foresee(
     nodes = value_of(passed, "nodes", "N") or options.get("nodes", "1")
     gpus = value_of(passed, "gpus-per-node") or options.get("gpus_per_node")
     num_gpus = gpus_of(gpus) if gpus else None
-    ahead = Ahead(placement=_first_of(nodes, given(flags, environ, None), passed), gpus=num_gpus or None)
+    ahead = Ahead(placement=_first_of(nodes, _found(flags, environ), passed), gpus=num_gpus or None)
     plan = resolve(program, flags, environ=environ, ahead=ahead)
     several = plan.meeting is not None and plan.meeting.max_nodes > 1
     for said in (plan.settings.get(name) for name in _OF_ONE_NODE if several):
@@ -51,6 +53,31 @@ def foresee(
                 "Leave it out: each node finds its own."
             )
     return plan
+
+
+def nodes_asked(flags: Mapping[str, str], environ: Mapping[str, str], passed: Sequence[str]) -> str:
+    """Return how many nodes the launch asks for, by a flag, a variable or its profile; 1 where none of them says it.
+
+    Of an elastic run, `MIN:MAX`, they are the most: the nodes of a job do not become more while it runs.
+
+    Args:
+        flags: Option of the launch to its text.
+        environ: The environment that the job is submitted from.
+        passed: Words for sbatch.
+
+    Raises:
+        UsageError: The profile cannot be used.
+    """
+    found = _found(flags, exported(environ, value_of(passed, "export")))
+    asked = re.fullmatch(r"(?:\d+:)?0*([1-9]\d*)", found["nnodes"].text) if "nnodes" in found else None
+    return asked[1] if asked else "1"  # what is no number the launch refuses
+
+
+def _found(flags: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, Given]:
+    """Return what was given for the launch, as it counts."""
+    named = given(flags, environ, None).get("profile")
+    read = None if named is None else profile.read(named.text, cwd=Path.cwd(), environ=environ, where=named.where)
+    return without_overruled(given(flags, environ, read))[0]
 
 
 def _first_of(nodes: str, found: Mapping[str, Given], passed: Sequence[str]) -> Placement:
