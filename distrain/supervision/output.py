@@ -127,8 +127,16 @@ def standard_outputs() -> tuple[Output, Output]:
 def open_standard_descriptors() -> None:
     """Have descriptors 0, 1 and 2 lead nowhere where they are closed, or the next files that are opened become them."""
     for fd in range(3):
-        if not os.path.exists(f"/proc/self/fd/{fd}"):
+        if not _is_open(fd):
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003 - the standard library's
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def give_up(stream: TextIO) -> None:
