@@ -76,6 +76,7 @@ signal.pause()
 """
 
 
+@pytest.mark.deep
 def test_a_run_whose_output_nobody_reads_is_ended_by_a_signal_all_the_same(tmp_path):
     (tmp_path / "train.py").write_text(UNREAD)
     read_fd, write_fd = os.pipe()

@@ -1,5 +1,6 @@
 """Trainings drawn at random, on our trainer and on ignite's."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,6 +75,7 @@ def test_any_training(ignite, training, program, runs):
     compare(ignite, lambda twin: apply(twin, program, runs), **training)
 
 
+@pytest.mark.deep
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(training=TRAININGS, runs=RUNS, step_size=st.integers(1, 5), every=st.integers(1, 3))
 def test_any_training_with_a_scheduler(ignite, training, runs, step_size, every):
@@ -87,6 +89,7 @@ def test_any_training_with_a_scheduler(ignite, training, runs, step_size, every)
     compare(ignite, script, **training)
 
 
+@pytest.mark.deep
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(training=TRAININGS, num=st.integers(1, 7), windows=st.integers(1, 5), more=st.integers(0, 9))
 def test_any_training_resumed_at_the_end_of_a_window(ignite, training, num, windows, more):

@@ -48,7 +48,7 @@ PROGRAM = """
         ("ends", "fork", 0),
         pytest.param("raises", "fork", 1, marks=pytest.mark.deep),
         pytest.param("stops", "fork", 75, marks=pytest.mark.deep),
-        ("stops", "spawn", 75),
+        pytest.param("stops", "spawn", 75, marks=pytest.mark.deep),
     ],
 )
 def test_they_bear_a_signal_while_the_trainer_runs_and_end_with_the_rank(tmp_path, how, method, code):
