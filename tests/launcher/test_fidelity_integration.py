@@ -260,9 +260,14 @@ class Observatory:
         self._seen: dict[tuple[str, str], list[dict[str, Any]] | Exception] = {}
 
     def ranks(self, launcher: str, name: str) -> list[dict[str, Any]]:
-        """Return what each rank saw. torchrun gets a second chance: now and then its start hangs."""
+        """Return what each rank saw.
+
+        torchrun gets a second chance: now and then its start hangs. So do plain interpreters under the launcher: what
+        warm ranks are kept from, torch's hang at the end of a process group (pytorch#56297), they may meet as there.
+        """
         key = (launcher, name)
-        chances = 0 if key in self._seen else 2 if launcher == "torchrun" else 1
+        is_torchs = launcher == "torchrun" or "--no-fork-server" in CASES[name].options
+        chances = 0 if key in self._seen else 2 if is_torchs else 1
         for _ in range(chances):
             if isinstance(self._seen.get(key), list):
                 break
