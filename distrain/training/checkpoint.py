@@ -138,6 +138,7 @@ class Checkpointer:
         if self._stop is not None and isinstance(trainer, Engine):
             self._stop.attach(trainer)
         trainer.add_event_handler(Events.STARTED, self._take_over)
+        self._line_up(trainer)  # for a trainer that runs already
         trainer.add_event_handler(Events.STARTED, self._line_up)
 
     def save(self, trainer: Engine) -> None:

@@ -405,3 +405,16 @@ def test_data_that_begin_anew_inside_an_epoch_are_warned_of(tmp_path):
 
 def interrupted():
     raise StopError
+
+
+def test_attached_to_a_trainer_that_runs_it_saves_from_there_on(tmp_path):
+    model, optimizer = tiny()
+    trainer = distrain.create_supervised_trainer(model, optimizer, mse_loss)
+    checkpointer = distrain.Checkpointer(every=1, directory=tmp_path)
+
+    @trainer.on(distrain.Events.ITERATION_STARTED(once=2))
+    def attach():
+        checkpointer.attach(trainer, model=model, optimizer=optimizer)
+
+    trainer.run(BATCH * 3, max_epochs=1)
+    assert names(tmp_path) == ["step-00000002", "step-00000003"]
