@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 
 import pytest
@@ -76,7 +77,7 @@ def test_a_rank_that_is_stopped_is_named_on_both_nodes_and_one_that_is_busy_is_w
         os.kill(worker["pid"], signal.SIGSTOP)
         errs = [ends(live, 124) for live in lives]
         cause, text = reported(lives, errs)
-        assert text.startswith(f"root cause: rank 0 on h0: Hang: no step for {TIMEOUT_S} s; it stood in ")
+        assert re.match(r"root cause: rank 0 on h0: Hang: no step for \d+ s; it stood in ", text), text
         assert "process stopped by a signal" in text.splitlines()[0]
         assert (cause["rank"], cause["host"], cause["exit_code"]) == (0, "h0", 124)
         assert "rank 1  in <module> (line" in text[text.index("the other ranks meanwhile:") :]
