@@ -48,6 +48,8 @@ _STACKS_FD = 200
 
 _OPTIMIZER = "torch.optim.optimizer"
 
+_C10D = "torch.distributed.distributed_c10d"
+
 
 def become(job: WorkerJob) -> None:
     """Give this forked child everything a fresh interpreter has of its own.
@@ -70,7 +72,7 @@ def become(job: WorkerJob) -> None:
     renew_random_state()
     _keep_sockets_in(job.scratch)
     _set_openblas_threads(job.env)
-    _let_gloo_finish()
+    after_import(_C10D, "destroy_process_group", _let_gloo_finish)
     _show_stacks_when_asked(job)
     _show_each_step(job)
     if ENV_SMOKE in job.env:
@@ -85,6 +87,7 @@ def become_plain(job: WorkerJob) -> None:
     Args:
         job: The rank to become.
     """
+    after_import(_C10D, "destroy_process_group", _let_gloo_finish)
     _show_stacks_when_asked(job)
     after_import(_OPTIMIZER, "register_optimizer_step_post_hook", functools.partial(_show_each_step, job))
     _set_title(job.command)
@@ -183,13 +186,9 @@ def _let_gloo_finish() -> None:
     A DDP model that is freed after its group takes the group along, holding the interpreter's lock while it joins
     gloo's threads; one of them may wait for that lock to free the last collective's tensors, and the rank hangs for
     good (pytorch#56297). The time for that is a few milliseconds after the collective. It happens under torchrun too,
-    but a process that has all its modules in memory already is quicker from the one to the other.
+    but a warm process, which has all its modules in memory already, is quicker from the one to the other.
     """
-    import torch.distributed
-
-    c10d = sys.modules.get("torch.distributed.distributed_c10d")
-    if c10d is None:  # a torch without distributed
-        return
+    c10d = sys.modules[_C10D]
     destroy = c10d.destroy_process_group
 
     @functools.wraps(destroy)
@@ -197,7 +196,7 @@ def _let_gloo_finish() -> None:
         time.sleep(_GLOO_FINISHES_S)
         destroy(*args, **kwargs)
 
-    for module in (c10d, torch.distributed):
+    for module in (c10d, sys.modules["torch.distributed"]):
         vars(module)["destroy_process_group"] = destroy_process_group
 
 
