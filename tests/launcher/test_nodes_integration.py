@@ -163,17 +163,19 @@ def test_nodes_join_leave_and_are_cut_off_and_the_run_goes_on(tmp_path, three):
     """One node begins, two join, one is ended by a signal, one is cut off: the first finishes."""
     with Run(tmp_path, COUNT, "--nnodes", "1:3", "--rdzv-conf", "last_call_timeout=1", head=three[0]) as run:
         first = run.start(three[0], 0)
-        said(first, "1 node together")
+        first.wait_for_output("world 1")
         second = run.start(three[1], 1)
-        said(first, "2 nodes together")
+        first.wait_for_output("world 2", attempt=1)
         third = run.start(three[2], 2)
         said(first, "3 nodes together · h0: rank 0, h1: rank 1, h2: rank 2")
-        third.wait_for_output("world 3", rank=2, attempt=2)
+        for live, rank in ((first, 0), (third, 2)):
+            live.wait_for_output("world 3", rank=rank, attempt=2)
         third.process.terminate()
         assert said(first, r"node 2 \(host h2\) was ended by SIGTERM; going on with 2 nodes", 10) < 10
         assert "ended by SIGTERM" in ends(third, 143)
         said(first, "2 nodes together · h0: rank 0, h1: rank 1", 20)
-        second.wait_for_output("world 2", rank=1, attempt=3)
+        for live, rank in ((first, 0), (second, 1)):
+            live.wait_for_output("world 2", rank=rank, attempt=3)
         three[1].cut()
         assert said(first, r"node 1 \(host h1\) has not been heard of for 10 s; going on with 1 node", 15) < 15
         assert "node 0 (host h0) has not been heard of for 10 s" in ends(second, 1, 15)
