@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from distrain.errors import CheckpointError
 from distrain.runtime import from_main, rank_and_size
-from distrain.training.checks import positive_int
+from distrain.training.checks import positive_int, whole_number
 from distrain.training.sharding import ShardSampler, Stretch, mixed_seed
 
 __all__ = ["ShardedDataLoader", "dataloader"]
@@ -176,7 +176,7 @@ def dataloader(
 
     Raises:
         ValueError: The data set is too small to give every rank equally many batches without repeating a sample.
-        TypeError: The data set has no length, or an option contradicts the sharding.
+        TypeError: The data set has no length, an option contradicts the sharding, or the seed is no whole number.
     """
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise TypeError(
@@ -198,6 +198,6 @@ def dataloader(
         world_size=world_size,
         shuffle=shuffle,
         drop_last=drop_last,
-        seed=from_main(torch.initial_seed()) if seed is None else seed,
+        seed=from_main(torch.initial_seed()) if seed is None else whole_number("seed", seed),
     )
     return ShardedDataLoader(dataset, sampler, **options)

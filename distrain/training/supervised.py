@@ -155,6 +155,18 @@ def _check_parts(model: Any, optimizer: Any, loss_fn: Any) -> None:
             raise TypeError(f"{name} is {_kind(each)}; it must be callable, as torch's modules are. {order}")
 
 
+def _check_metrics(metrics: Any) -> None:
+    if metrics is None:
+        return
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"metrics is {_kind(metrics)}; it must be a dict of metrics by their names.")
+    for name, metric in metrics.items():
+        if not hasattr(metric, "attach"):
+            raise TypeError(
+                f"metrics[{name!r}] is {_kind(metric)}; it must have an attach(engine, name), as ignite's have."
+            )
+
+
 def _kind(value: Any) -> str:
     return repr(value) if value is None or isinstance(value, str) else f"of type {type(value).__name__}"
 
@@ -196,7 +208,9 @@ def create_supervised_evaluator(  # noqa: PLR0917  # the specification's order
     Raises:
         ValueError: A mode or a type is unknown or does not go with the device or with another argument.
         RuntimeError: The device is XLA and torch_xla is missing.
+        TypeError: The metrics are none, or stand in no mapping.
     """
+    _check_metrics(metrics)
     where = _device(model, device)
     if where.type == "xla":
         xla.check_installed()

@@ -137,6 +137,7 @@ class Stream(IterableDataset):
         ([1, 2], {"sampler": [0]}, TypeError, "makes the sampler itself"),
         ([1, 2], {"batch_size": 0}, ValueError, "batch_size is 0"),
         ([1, 2], {"batch_size": None}, ValueError, "batch_size is None"),
+        ([1, 2], {"seed": "1"}, TypeError, "seed is '1'; it must be a whole number"),
     ],
 )
 def test_misuse_is_refused(dataset, options, error, message):

@@ -203,6 +203,18 @@ def test_the_evaluator_evaluates(amp_mode):
         create_supervised_evaluator(model, amp_mode="x")
 
 
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (["accuracy"], "metrics is of type list; it must be a dict of metrics by their names"),
+        ({"accuracy": mse_loss}, r"metrics\['accuracy'\] is of type function; it must have an attach"),
+    ],
+)
+def test_metrics_that_are_none_are_refused(metrics, message):
+    with pytest.raises(TypeError, match=message):
+        create_supervised_evaluator(nn.Linear(2, 1), metrics)
+
+
 @pytest.mark.parametrize("dtype", ["float16", torch.float16, "bfloat16", torch.bfloat16, None])
 def test_amp_computes_in_the_type_asked_for(dtype):
     model, optimizer = parts()
