@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -139,11 +138,9 @@ def test_the_first_process_collects_orphans_and_passes_signals_on(docker, image,
         container.wait_for("waiting")
         assert b"distrain" in container.run("cat", "/proc/1/cmdline").check().stdout.encode()
         orphan = container.run("sh", "-c", "sleep 0.2 >/dev/null 2>&1 & echo $!").check().stdout.strip()
-        wait_until(lambda: container.run("test", "-e", f"/proc/{orphan}").returncode == 1, 20, what="it is collected")
-        began = time.monotonic()
-        docker("stop", container.name).check()
-        assert time.monotonic() - began < 9
-        assert container.exit_code() == 128 + signal.SIGTERM
+        wait_until(lambda: container.run("test", "-e", f"/proc/{orphan}").returncode == 1, 60, what="it is collected")
+        docker("stop", "--time", "40", container.name).check()
+        assert container.exit_code() == 128 + signal.SIGTERM  # and not killed after that time
         assert "SIGTERM: passed on to the ranks" in container.printed()
 
 
@@ -153,4 +150,4 @@ def test_the_first_process_ends_at_signals_that_no_command_takes_over(docker, im
     with docker.container(*words) as container:
         container.wait_for("first True")
         docker("kill", "--signal", "TERM", container.name).check()
-        assert container.exit_code(deadline_s=8) == 128 + signal.SIGTERM
+        assert container.exit_code(deadline_s=60) == 128 + signal.SIGTERM

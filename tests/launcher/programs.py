@@ -47,6 +47,7 @@ dist.init_process_group("gloo")
 total = torch.ones(1)
 dist.all_reduce(total)
 print("attempt", attempt, "sum", int(total), flush=True)
+dist.barrier()  # each has printed
 if attempt < int(sys.argv[1]) and dist.get_rank() == attempt % dist.get_world_size():
     os.kill(os.getpid(), signal.SIGKILL)
 dist.barrier()

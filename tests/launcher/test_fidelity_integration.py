@@ -27,7 +27,7 @@ from distrain.supervision.stacks import STACKS_SIGNAL
 from tests.launcher.probe import facts as probe_facts
 from tests.support.processes import Finished, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PROBE = Path(__file__).parent / "probe"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--redirects", "3")
@@ -490,7 +490,7 @@ class Endings:
         out.mkdir()
         words = [str(PROBE / "endings.py"), ",".join(names), str(out)]
         command = [*DISTRAIN, *self._options, *options, "--run-dir", str(rundir), *words]
-        launch(command, env={**BARE, **THREADS}, cwd=PROBE, deadline_s=200)
+        launch(command, env={**BARE, **THREADS}, cwd=PROBE, deadline_s=400)
         return out, rundir
 
     def _launched(self, name: str, rundir: Path, out: Path, *, attempt: int, rank: int) -> End:

@@ -199,7 +199,7 @@ def test_ignite_on_two_slurm_nodes_with_two_ranks_each(tmp_path):
             (folder := tmp_path / f"node-{node}").mkdir()
             lives.append(stack.enter_context(launching(*options, cwd=folder, env=env)))
             # The first hosts the meeting; on one host the second would do so too if it came earlier.
-            wait_until(meeting_place_answers, 30)
+            wait_until(meeting_place_answers, 90)
         ended = [live.end(deadline_s=60) for live in lives]
     assert [code for code, _, _ in ended] == [0, 0], ended
     seen = reports(out, ranks=4)

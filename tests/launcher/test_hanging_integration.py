@@ -11,6 +11,7 @@ import time
 import pytest
 
 from tests.support.launching import events, launching
+from tests.support.processes import wait_until
 
 TRAIN = """\
 import os, signal, sys, threading, time
@@ -71,6 +72,8 @@ dist.destroy_process_group()
 """
 
 TIMEOUT_S = 5
+LATE_S = 5
+"""How much later a loaded machine may notice."""
 
 
 @pytest.fixture
@@ -104,7 +107,7 @@ def test_a_hang_is_noticed_in_time_and_the_right_rank_named(tmp_path, train, how
         code, _, err = live.end()
         (hang,) = events(live.run_dir, "hang")
     assert code == 124
-    assert hang["silent_s"] <= TIMEOUT_S + 2
+    assert hang["silent_s"] <= TIMEOUT_S + LATE_S
     report = err[err.index("root cause: ") :]
     assert report.startswith("root cause: rank 1 on ")
     assert ": Hang: no step for " in report.splitlines()[0]
@@ -146,8 +149,7 @@ def test_a_rank_of_a_plain_interpreter_is_seen_as_a_forked_one_is(tmp_path, trai
     with start(train, "lock", "--no-fork-server", cwd=tmp_path) as live:
         live.wait_for_output("in the lock", 1)
         live.process.send_signal(signal.SIGQUIT)
-        live.wait_for("stacks")
-        asked = live.printed()
+        asked = wait_until(lambda: told if "mutex.acquire()" in (told := live.printed()) else "", 60, what="the stacks")
         code, _, err = live.end()
     assert "in lock\n    mutex.acquire()" in asked
     assert "no Python stack" not in asked
@@ -169,7 +171,7 @@ def test_of_a_foreign_program_no_stack_is_expected_and_that_is_said(tmp_path):
     why = "a program of --no-python"
     assert f"--hang-timeout (1): {why} shows progress only through distrain's own trainer and" in err
     assert f"\n  no Python stack was given: {why} gives none\n" in err
-    assert f": Hang: no step for 1 s; no Python stack: {why} gives none\n" in err, err
+    assert re.search(rf": Hang: no step for \d+ s; no Python stack: {why} gives none\n", err), err
 
 
 @pytest.mark.deep

@@ -41,13 +41,15 @@ for step in range(1000):
 """
 
 TIMEOUT_S = 3
+LATE_S = 5
+"""How much later a loaded machine may notice."""
 
 
 @pytest.fixture
 def two():
     with hosts(2) as made:
         yield made
-        wait_until(lambda: not any(host.processes() for host in made), 5, what="no process is left on the hosts")
+        wait_until(lambda: not any(host.processes() for host in made), 20, what="no process is left on the hosts")
 
 
 def start(tmp_path, two, nproc, how, struck):
@@ -84,7 +86,7 @@ def test_a_rank_that_is_stopped_is_named_on_both_nodes_and_one_that_is_busy_is_w
         assert "rank 0, on h0, is the odd one out" in errs[1]
         for live in lives:
             (hang,) = live.wait_for("hang")
-            assert hang["silent_s"] <= TIMEOUT_S + 2
+            assert hang["silent_s"] <= TIMEOUT_S + LATE_S
 
 
 def test_a_rank_that_skips_a_collective_is_named_by_all_of_its_nodes(tmp_path, two):

@@ -76,6 +76,7 @@ def test_torch_is_imported_once_for_all_ranks_and_attempts(tmp_path, script):
     assert counted.read_text() == "x"
 
 
+@pytest.mark.timeout(300)
 def test_every_restart_works_and_each_attempt_keeps_its_logs(tmp_path, script):
     """torch's own store survives a restart with the keys of the attempt before; most restarts then fail."""
     restarts = 20
@@ -84,7 +85,7 @@ def test_every_restart_works_and_each_attempt_keeps_its_logs(tmp_path, script):
     launch(
         *("--nproc", "2", "--max-restarts", str(restarts), "--run-dir", run_dir, program, str(restarts)),
         cwd=tmp_path,
-        deadline_s=110,
+        deadline_s=280,
     ).check()
     for attempt in range(restarts + 1):
         for rank in (0, 1):
@@ -205,7 +206,6 @@ def test_a_second_interrupt_ends_ranks_that_do_not_listen(tmp_path, script):
 
 
 @pytest.mark.deep
-@pytest.mark.deep
 @pytest.mark.slow
 def test_one_signal_ends_the_run_also_when_the_agent_is_stuck(tmp_path, script):
     """Slurm and Kubernetes send SIGTERM once."""
@@ -213,7 +213,7 @@ def test_one_signal_ends_the_run_also_when_the_agent_is_stuck(tmp_path, script):
         live.wait_for_output("waiting")
         os.kill(live.wait_for("agent_started")[0]["pid"], signal.SIGSTOP)
         live.process.terminate()
-        code, _, err = live.end(20)
+        code, _, err = live.end(60)
         assert code == 143
         assert "the agent does not end by itself; ending it and all ranks now" in err
 
@@ -222,7 +222,7 @@ def test_an_interrupt_while_torch_is_being_imported_ends_the_run_at_once(tmp_pat
     with launching(script("print('never')"), cwd=tmp_path) as live:
         live.wait_for("run_started")
         live.process.send_signal(signal.SIGINT)
-        code, out, err = live.end(10)
+        code, out, err = live.end(30)
         assert (code, out) == (130, "")
         assert "Traceback" not in err
 
@@ -241,7 +241,7 @@ def test_when_a_part_of_the_launcher_is_killed_the_run_ends_and_says_so(tmp_path
         tree = [process.pid for process in descendants(live.process.pid)]
         name = "ready" if victim == "fork server" else "agent_started"
         os.kill(live.wait_for(name)[0]["pid"], signal.SIGKILL)
-        code, _, err = live.end(15)
+        code, _, err = live.end(40)
         assert code == 1
         assert f"the {victim} ended unexpectedly" in err
         assert not any(is_alive(pid) for pid in tree)
@@ -254,7 +254,7 @@ def test_when_the_supervisor_is_killed_nothing_survives_it(tmp_path, script):
         tree = [process.pid for process in descendants(live.process.pid)]
         assert len(tree) == 6
         live.process.kill()
-        wait_until(lambda: not any(is_alive(pid) for pid in tree), 10, what="the whole tree ends")
+        wait_until(lambda: not any(is_alive(pid) for pid in tree), 30, what="the whole tree ends")
 
 
 def test_several_ranks_on_the_terminal_keep_their_lines_whole(tmp_path, script):
@@ -284,7 +284,7 @@ def broken_torch(tmp_path: Path, text: str) -> Finished:
     (tmp_path / "shadow").mkdir()
     (tmp_path / "shadow" / "torch.py").write_text(text)
     (tmp_path / "train.py").write_text("print('never')")
-    done = launch("train.py", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "shadow")}, deadline_s=20).check(1)
+    done = launch("train.py", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "shadow")}, deadline_s=60).check(1)
     assert done.stdout == ""
     return done
 

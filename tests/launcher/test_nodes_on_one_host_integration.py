@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 
 from tests.support.launching import command, environment
-from tests.support.processes import run, wait_until
+from tests.support.processes import free_port, run, wait_until
 
 pytestmark = pytest.mark.deep
 
@@ -42,11 +41,6 @@ with distrain.init(seed=0) as world:
     trainer.add_event_handler(distrain.Events.ITERATION_COMPLETED(once=5), lambda: print("on the way", flush=True))
     trainer.run(loader)
 """
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def test_the_node_where_all_meet_may_finish_first(tmp_path):
@@ -87,7 +81,7 @@ def test_one_node_is_stopped_and_the_other_s_ranks_take_longer_to_end(tmp_path, 
                 nodes.append(subprocess.Popen(words, cwd=tmp_path, env=whole, stdout=file, stderr=file))
         wait_until(lambda: all("on the way" in log.read_text() for log in logs), 60, what="both ranks train")
         nodes[stopped].terminate()
-        codes = [node.wait(30) for node in nodes]
+        codes = [node.wait(50) for node in nodes]
     finally:
         for node in nodes:
             node.kill()

@@ -58,7 +58,7 @@ def test_nothing_is_left_behind_ranks_that_are_killed_and_little_behind_a_killed
         live.process.kill()
         live.process.wait()
         wait_until(lambda: not any(is_alive(each.pid) for each in tree), 20, what="the launch's processes end")
-    assert left(temporary) == [mine.name]
+    wait_until(lambda: left(temporary) == [mine.name], 20, what="only the launch's own folder is left")
     assert not semaphores(live.run_dir, 2)
     options = ("--nproc", "2", "--device", "cpu", "--run-dir", tmp_path / "again")
     launch(*options, script, "die", cwd=tmp_path, env=env).check(128 + signal.SIGKILL)

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.support.launching import launch
+from tests.support.processes import free_port
 
 HOST = socket.gethostname()
 
@@ -66,8 +67,7 @@ def test_options_that_shape_the_workers_and_their_logs(folder):
 
 @pytest.mark.deep
 def test_the_place_and_the_run_that_are_named_are_those_of_the_workers(folder):
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     _, said = run(folder, "--master-port", port)
     assert [each["meet"] for each in said] == [f"127.0.0.1:{port}"] * 2
     _, said = run(folder, "--master-addr", "localhost", "--master-port", port)

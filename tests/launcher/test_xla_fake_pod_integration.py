@@ -102,7 +102,7 @@ def two_hosts():
 @pytest.fixture
 def pod(tmp_path, two_hosts):
     yield Pod(tmp_path, two_hosts)
-    wait_until(lambda: not any(host.processes() for host in two_hosts), 5, what="no process is left on the hosts")
+    wait_until(lambda: not any(host.processes() for host in two_hosts), 20, what="no process is left on the hosts")
 
 
 def ends(launches: list[Live], code: int) -> list[str]:

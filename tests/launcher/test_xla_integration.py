@@ -107,7 +107,7 @@ def test_nothing_outlives_a_supervisor_that_is_ended(tmp_path, number):
         assert len(tree) >= 3  # the host, the rank, and what the rank has started
         os.kill(live.process.pid, number)
         live.process.wait(30)
-        wait_until(lambda: not any(is_alive(each.pid) for each in tree), 10, what="the end of all")
+        wait_until(lambda: not any(is_alive(each.pid) for each in tree), 30, what="the end of all")
     assert (tmp_path / "told").exists() is (number == signal.SIGTERM)
 
 

@@ -21,7 +21,10 @@ FAILING = """
             if how == "interrupt":
                 raise KeyboardInterrupt
             sys.exit(3)
-        dist.all_reduce(torch.ones(1))       # rank 1 never joins
+        try:
+            dist.all_reduce(torch.ones(1))   # rank 1 never joins
+        finally:
+            time.sleep(30)                   # of those that have ended, torchrun names any
     if sys.argv[2] == "with":
         with distrain.init() as world:
             body(world)

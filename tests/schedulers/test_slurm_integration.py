@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.processes import REPOSITORY, wait_until
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
 
 PROGRAM = Path(__file__).with_name("program.py")
 SCRIPTS = REPOSITORY / "slurm"
@@ -31,7 +31,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def wait_for(path: Path, *texts: str, deadline_s: float = 60) -> str:
+def wait_for(path: Path, *texts: str, deadline_s: float = 90) -> str:
     """Return what stands in a log once all of these texts do."""
 
     def written():
@@ -64,7 +64,7 @@ def test_submit_follows_a_job_over_its_time_limit_to_its_end(slurm, folder):
     args = ["a b", "it's", '"q" `x` $HOME \\ %j', "two\nlines", "é", ""]
     options = ["--wait", "--nodes", "2", "--cpus-per-task", "2", "--time", "1", "--signal-lead", "55"]
     options += ["--name", "a 'b' %j", "--setup", "export NUM_WORKERS=1", '--sbatch=--comment="a \\"b\\"" --mem 200']
-    done = slurm.run(*DISTRAIN, "submit", "slurm", *options, *CPU, "tr ain's.py", *args, cwd=odd, deadline_s=110)
+    done = slurm.run(*DISTRAIN, "submit", "slurm", *options, *CPU, "tr ain's.py", *args, cwd=odd, deadline_s=240)
     done.check()
     job = re.match(r"job (\d+) · log ", done.stdout)[1]
     assert slurm.job(job).restarts == 1
@@ -235,12 +235,12 @@ def test_a_lost_node_that_trains_on_writes_no_checkpoint_beside_the_next_incarna
     wait_for(log, "host h1", "on the way from the beginning, world 1")
     lost.cut()
     try:
-        text = wait_for(log, "host h2", "SupersededError", "not started again: ", deadline_s=90)
+        text = wait_for(log, "host h2", "SupersededError", "not started again: ", deadline_s=120)
         assert "an earlier incarnation of this run still lives (pid" in text
         assert f"Another launch trains in {run_dir}/checkpoints since " in text
         assert re.search(rf"\(pid \d+ on h2, Slurm job {job}, queued again 1 time\)", text)
         assert "not started again: another launch trains in the same run directory since" in text
-        wait_until(lambda: writers(run_dir).count(2) >= 2, 30, what="two checkpoints of the second incarnation")
+        wait_until(lambda: writers(run_dir).count(2) >= 2, 60, what="two checkpoints of the second incarnation")
         found = writers(run_dir)
         assert found == sorted(found)
         assert set(found) <= {1, 2}

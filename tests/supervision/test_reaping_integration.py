@@ -34,7 +34,7 @@ def test_a_child_ends_with_its_parent_however_that_ends():
         assert parent.stdout.readline() == b"ready\n"
         (child,) = descendants(parent.pid)
         os.kill(parent.pid, signal.SIGKILL)
-        wait_until(lambda: not is_alive(child.pid), 5, what="the child ends")
+        wait_until(lambda: not is_alive(child.pid), 20, what="the child ends")
 
 
 def test_a_child_whose_parent_is_gone_already_ends_at_once():
@@ -59,5 +59,5 @@ spared.kill()
 
 
 def test_the_whole_tree_ends_orphans_and_other_sessions_included():
-    done = run([sys.executable, "-c", KILL_THE_TREE], cwd=REPOSITORY, deadline_s=20).check()
+    done = run([sys.executable, "-c", KILL_THE_TREE], cwd=REPOSITORY).check()
     assert done.stdout.splitlines() == ["left []", "gone True spared True"]

@@ -140,7 +140,7 @@ def test_a_stopped_process_is_said_to_be_stopped_and_gives_its_stack_only_when_w
         nbytes = log.stat().st_size
         os.kill(pid, signal.SIGSTOP)
         wait_until(lambda: process_state(pid).is_stopped, 10)
-        captured = capture(logs)
+        captured = capture(logs, timeout_s=20)
         assert captured[2].dump is None
         assert captured[2].state.is_stopped
         assert all(captured[number].dump for number in (0, 1))
@@ -150,7 +150,7 @@ def test_a_stopped_process_is_said_to_be_stopped_and_gives_its_stack_only_when_w
         assert "rank 2, the odd one out (process stopped by a signal, S" in text
         assert log.stat().st_size == nbytes
 
-        woken = capture(logs, wake_stopped=True)
+        woken = capture(logs, timeout_s=20, wake_stopped=True)
         assert woken[2].state.is_stopped
         assert woken[2].dump.frames[-1].function == "sigwait"
         assert not any(process_state(logs[number][0]).is_stopped for number in (0, 1))
@@ -161,7 +161,7 @@ def test_a_woken_process_tells_where_it_was_stopped_and_not_where_it_went_on_to(
     for number in range(5):
         with rank(tmp_path, STOPPING, number) as (pid, log):
             wait_until(lambda pid=pid: process_state(pid).is_stopped, 10)
-            frames = capture({0: (pid, log)}, wake_stopped=True)[0].dump.frames
+            frames = capture({0: (pid, log)}, timeout_s=20, wake_stopped=True)[0].dump.frames
             assert frames[-1].function == "stop"
 
 
@@ -170,7 +170,8 @@ def test_a_forked_child_answers_into_the_file_it_inherited(tmp_path):
         parent = until_inside(pid, log, "_recv").dump
         assert [frame.function for frame in parent.frames][:2] == ["<module>", "epoch"]
         (child,) = children(pid)
-        wait_until(lambda: "fetch" in [frame.function for frame in (capture({0: (child.pid, log)})[0].dump).frames], 10)
+        asked = lambda: capture({0: (child.pid, log)})[0].dump
+        wait_until(lambda: (dump := asked()) and "fetch" in [frame.function for frame in dump.frames], 20)
         text = render(group({0: until_inside(pid, log, "_recv").dump}), {})
         assert text.startswith("rank 0, in _recv (multiprocessing/connection.py):\n")
         assert "queue.get()" in text

@@ -133,7 +133,7 @@ def _started(folder: Path) -> Iterator[str]:
         try:
             wait_until(
                 lambda: process.poll() is not None or run(["docker", "--host", host, "info"]).returncode == 0,
-                60,
+                120,
                 what="the Docker engine answers",
                 poll_s=0.2,
             )

@@ -173,7 +173,7 @@ def metadata(hosts: Sequence[Host], chips: int) -> Iterator[None]:
             attributes = {"tpu-env": says, "worker-network-endpoints": endpoints}
             servers.append(subprocess.Popen([*host.enter, sys.executable, "-c", METADATA, json.dumps(attributes)]))
         for host in hosts:
-            wait_until(lambda at=host: any(each.endswith(":80") for each in at.listening()), 20, what="the metadata")
+            wait_until(lambda at=host: any(each.endswith(":80") for each in at.listening()), 60, what="the metadata")
         yield
     finally:
         for server in servers:

@@ -72,7 +72,7 @@ class Live:
         """
         return os.pread(self.err.fileno(), os.fstat(self.err.fileno()).st_size, 0).decode()
 
-    def wait_for(self, name: str, count: int = 1, deadline_s: float = 60) -> list[dict[str, Any]]:
+    def wait_for(self, name: str, count: int = 1, deadline_s: float = 100) -> list[dict[str, Any]]:
         """Return the events called `name` once there are `count` of them."""
         return wait_until(
             lambda: found if len(found := events(self.run_dir, name)) >= count else [],
@@ -80,16 +80,16 @@ class Live:
             what=f"{count} × {name}",
         )
 
-    def wait_for_output(self, text: str, rank: int = 0, attempt: int = 0, deadline_s: float = 60) -> None:
+    def wait_for_output(self, text: str, rank: int = 0, attempt: int = 0, deadline_s: float = 100) -> None:
         """Return once `text` stands in a rank's standard output on disk."""
         path = self.run_dir / f"attempt-{attempt}" / f"rank-{rank}" / "stdout.log"
         wait_until(lambda: path.exists() and text in path.read_text(), deadline_s, what=f"{text!r} in {path}")
 
-    def wait_for_checkpoint(self, run_dir: Path, deadline_s: float = 60) -> None:
+    def wait_for_checkpoint(self, run_dir: Path, deadline_s: float = 100) -> None:
         """Return once the run has saved its first checkpoint."""
         wait_until(lambda: any(run_dir.glob("checkpoints/step-*")), deadline_s, what="the first checkpoint")
 
-    def end(self, deadline_s: float = 60) -> tuple[int, str, str]:
+    def end(self, deadline_s: float = 100) -> tuple[int, str, str]:
         """Wait for the supervisor's own end; return its exit code and what it printed on both streams."""
         code = self.process.wait(deadline_s)
         texts = []

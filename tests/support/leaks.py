@@ -26,7 +26,7 @@ PR_SET_CHILD_SUBREAPER = 36
 LISTENING = "0A"
 OWN_VARIABLES = {"PYTEST_CURRENT_TEST"}
 OWN_SIGNALS = {signal.SIGALRM}  # pytest-timeout's
-PATIENCE_S = 3.0
+PATIENCE_S = 10.0
 
 _lasting: set[int] = set()
 

@@ -5,8 +5,11 @@ Everything reads /proc, because a test must see what the kernel sees, also of pr
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -20,6 +23,7 @@ __all__ = [
     "Process",
     "children",
     "descendants",
+    "free_port",
     "is_alive",
     "kill_all",
     "process_table",
@@ -53,6 +57,15 @@ def wait_until(condition: Callable[[], T], deadline_s: float, *, what: str | Non
             name = what or getattr(condition, "__name__", repr(condition))
             raise TimeoutError(f"{name} did not come true within {deadline_s} s; the last value was {value!r}")
         time.sleep(poll_s)
+
+
+def free_port() -> int:
+    """Return a TCP port of this host that is free, below those that the kernel gives out to other tests meanwhile."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.SystemRandom().randrange(first // 2, first)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +188,7 @@ class Finished:
 def run(
     args: Sequence[str | os.PathLike[str]],
     *,
-    deadline_s: float = 60,
+    deadline_s: float = 110,
     env: Mapping[str, str | None] | None = None,
     cwd: str | os.PathLike[str] | None = None,
     stdin: int | None = subprocess.DEVNULL,

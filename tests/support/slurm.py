@@ -192,7 +192,7 @@ def slurm() -> Iterator[Slurm]:
                 _start(daemons, folder, [*host.enter, *namespace, "bash", "-c", INIT, "node", *slurmd])
             found = Slurm(folder=folder, login=login, nodes=nodes)
             try:
-                found.wait_until_idle(30)
+                found.wait_until_idle(60)
             except TimeoutError as error:
                 logs = "\n".join(f"--- {path.name}\n{path.read_text()[-2000:]}" for path in folder.glob("*.log"))
                 raise TimeoutError(f"{error}\n{logs}") from None
@@ -210,7 +210,7 @@ def _start_munge(folder: Path, daemons: list[subprocess.Popen[bytes]]) -> None:
     words = ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket"]
     words += [f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log", f"--seed-file={folder}/munged.seed"]
     _start(daemons, folder, words)
-    wait_until((folder / "munge.socket").exists, 10, what="munged answers")
+    wait_until((folder / "munge.socket").exists, 30, what="munged answers")
 
 
 def _start(daemons: list[subprocess.Popen[bytes]], folder: Path, words: list[str]) -> None:

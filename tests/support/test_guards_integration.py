@@ -24,7 +24,7 @@ LEAKS = {
 
 def run_pytest(folder: Path, body: str, *args: str, env: dict[str, str | None] | None = None) -> Finished:
     (folder / "conftest.py").write_text(
-        "from tests.conftest import *\nfrom tests.support import leaks\n\nleaks.PATIENCE_S = 0.3\n"
+        "from tests.conftest import *\nfrom tests.support import leaks\n\nleaks.PATIENCE_S = 1.0\n"
     )
     (folder / "pytest.ini").write_text(
         "[pytest]\nmarkers =\n    slurm\n    xla\ntimeout = 30\n"

@@ -49,7 +49,7 @@ assert sum(not each.marks for each in PARAMETERS) == len(ALWAYS)
 def two():
     with hosts(2) as made:
         yield made
-        wait_until(lambda: not any(host.processes() for host in made), 5, what="no process is left on the hosts")
+        wait_until(lambda: not any(host.processes() for host in made), 20, what="no process is left on the hosts")
 
 
 @pytest.mark.parametrize(("case", "nproc", "struck"), PARAMETERS)
