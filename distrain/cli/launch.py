@@ -11,6 +11,7 @@ from distrain.cli.parsing import Parser, add_launch_options, add_program, progra
 from distrain.cli.printing import tell
 from distrain.errors import UsageError
 from distrain.plan import Plan, check_program, current_folder, resolve
+from distrain.plan.sources import given
 from distrain.supervision.output import say
 
 __all__ = ["main"]
@@ -43,7 +44,8 @@ def main(argv: Sequence[str]) -> int:
     """
     flags, script, args = _read(argv)
     plan = resolve(program_of(flags, script, args), flags, environ=os.environ)
-    dry_run = "dry_run" in flags
+    asked = given(flags, os.environ, None)
+    dry_run = "dry_run" in asked
     try:
         if not (dry_run and plan.program.kind == "command"):  # which may be on the nodes only
             check_program(plan.program, cwd=current_folder())
@@ -53,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
             say(f"{plan.program.target} does not read as Python. Use --no-python to run a command.")
         return 1
     if dry_run:
-        tell(_shown(plan, json="json" in flags))
+        tell(_shown(plan, json="json" in asked))
         return 0
     for warning in plan.warnings:
         say(f"distrain: warning: {warning}")
@@ -65,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _read(argv: Sequence[str]) -> tuple[dict[str, str], str | None, list[str]]:
     flags, script, args = read(_parser(), argv)
-    if "json" in flags and "dry_run" not in flags:
+    if "json" in flags and "dry_run" not in given(flags, os.environ, None):
         raise UsageError("--json belongs to --dry-run: distrain launch --dry-run --json …")
     return flags, script, args
 

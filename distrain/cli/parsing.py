@@ -123,13 +123,12 @@ def program_of(
         UsageError: There is no script, or two options contradict each other.
     """
     found = given(flags, os.environ, None)
-    kinds = [name for name in ("module", "no_python", "run_path") if name in found]
-    if {"module", "no_python"} <= set(kinds):
+    if "run_path" in found:  # it takes precedence over the two others, as it does in torchrun
+        kind = "path"
+    elif {"module", "no_python"} <= found.keys():
         raise UsageError("-m and --no-python exclude each other; a command is no module.")
-    if "run_path" in kinds and len(kinds) > 1:
-        other, what = ("-m", "module") if "module" in kinds else ("--no-python", "command")
-        raise UsageError(f"--run-path and {other} exclude each other; a {what} is no script.")
-    kind = "path" if "run_path" in kinds else {"module": "module", "no_python": "command"}.get("".join(kinds), "script")
+    else:
+        kind = "module" if "module" in found else "command" if "no_python" in found else "script"
     if script is None:
         what = "script" if kind == "path" else kind
         raise UsageError(f"no {what} given. Usage: {command} [options] script.py [args ...]")

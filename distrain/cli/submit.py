@@ -124,7 +124,7 @@ def main(argv: Sequence[str]) -> int:
     plan = foresee(program, _launch_flags(flags), os.environ, options=_options(flags), passed=job.passed)
     for warning in plan.warnings:
         _say(f"warning: {warning}")
-    if "dry_run" in flags:
+    if "dry_run" in given(_launch_flags(flags), os.environ, None):
         tell(text.encode(errors="surrogateescape"))
         return 0
     if shutil.which("sbatch") is None:

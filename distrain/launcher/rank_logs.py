@@ -63,6 +63,7 @@ class RunDirLogs(LogsSpecs):
             found.tee_stdouts[local_rank], found.tee_stderrs[local_rank] = map(str, files)
             found.error_files[local_rank] = env["TORCHELASTIC_ERROR_FILE"] = str(folder / "error.json")
             self._show_as_torchrun(env, local_rank, [*files, folder / "error.json"])
+        self._show_filtered(found)
         return found
 
     def _show_as_torchrun(self, env: dict[str, str], local_rank: int, files: list[Path]) -> None:
@@ -72,11 +73,24 @@ class RunDirLogs(LogsSpecs):
             return
         if self._mirror is None:
             os.makedirs(log_dir, exist_ok=True)
-            self._mirror = Path(tempfile.mkdtemp(prefix=f"{env['TORCHELASTIC_RUN_ID']}_", dir=log_dir))
-        folder = self._mirror / f"attempt_{self.attempt - self._job.first_attempt}" / str(local_rank)
+            run_id = env["TORCHELASTIC_RUN_ID"].replace("/", "-")
+            self._mirror = Path(tempfile.mkdtemp(prefix=f"{run_id}_", dir=log_dir))
+        folder = self._of_attempt(self._mirror) / str(local_rank)
         folder.mkdir(parents=True, exist_ok=True)
         for path in files:
             _link(folder / path.name, str(path))
+
+    def _show_filtered(self, files: LogsDest) -> None:
+        """Link the lines that were filtered, of all local ranks, beside the ranks' folders."""
+        if self._mirror is None:
+            return
+        for stream in ("stdout", "stderr"):
+            if self._job.passed.get(f"duplicate_{stream}_filters"):
+                path = getattr(files, f"filtered_{stream}", "")  # an older torch has none
+                _link(self._of_attempt(self._mirror) / Path(path).name, path)
+
+    def _of_attempt(self, mirror: Path) -> Path:
+        return mirror / f"attempt_{self.attempt - self._job.first_attempt}"
 
 
 def _users_specs(job: AgentJob) -> LogsSpecs | None:

@@ -110,7 +110,8 @@ def settings(job: AgentJob) -> dict[str, Any]:
     if is_alone(meeting):
         rendezvous_handler_registry.register(BACKEND, create)
         os.environ.update(loopback_variables(os.environ))
-        here = meeting is not None and any(map(is_own_address, resolve(meeting.host, meeting.port)))
+        named = meeting is not None and not meeting.is_in_file
+        here = meeting is not None and named and any(map(is_own_address, resolve(meeting.host, meeting.port)))
         port = 0 if meeting is None else meeting.port
         return {
             "min_nodes": 1,

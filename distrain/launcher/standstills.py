@@ -151,8 +151,8 @@ class Standstills:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, text + "\n")
             kept = f" (also in {as_typed(path)})"
-        self._record.event("stacks", {"odd": list(odd)})
         self._say(f"distrain: where the ranks stand{kept}\n{text}")
+        self._record.event("stacks", {"odd": list(odd)})
 
     def _end(self, found: Found) -> None:
         self._hung_attempt = self._outcome.attempt

@@ -23,7 +23,7 @@ __all__ = ["Standstill", "Vigil"]
 _LOOK_EVERY_NS = 500_000_000
 _ANSWER_S = 2.0
 _WOKEN_S = 1.0
-_FLIGHT_S = 0.5
+_FLIGHT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

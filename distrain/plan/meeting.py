@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,7 +9,7 @@ from distrain.errors import UsageError, did_you_mean
 from distrain.plan.draft import Draft
 from distrain.plan.endpoint import resolve_endpoint
 from distrain.plan.related import ANY_PORT_HERE
-from distrain.plan.sources import Given, seconds, whole_number
+from distrain.plan.sources import Given, as_number, seconds, whole_number
 
 __all__ = ["Meeting", "resolve_meeting"]
 
@@ -42,7 +41,7 @@ class Meeting:
         max_nodes: The most.
         node_rank: This node's number in the order of ranks; None leaves the order to torch.
         backend: torch's name of the rendezvous backend.
-        host: Where the nodes meet.
+        host: Where the nodes meet; the path of a file, where they meet in one.
         port: The port there.
         run_id: The run's id, the same on every node.
         conf: Further settings of the rendezvous.
@@ -60,8 +59,15 @@ class Meeting:
     local_addr: str | None = None
 
     @property
+    def is_in_file(self) -> bool:
+        """Whether c10d's store is a file that the nodes share."""
+        return _is_in_file(self.backend, self.conf)
+
+    @property
     def endpoint(self) -> str:
-        """Host and port, as torch takes them."""
+        """Host and port, or the file's path, as torch takes them."""
+        if self.is_in_file:
+            return self.host
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
@@ -93,7 +99,7 @@ def resolve_meeting(draft: Draft) -> Meeting | None:
     node_rank = _node_rank(draft, high)
     if "rdzv_backend" not in found:
         draft.note("rdzv_backend", backend, "default")
-    host, port = resolve_endpoint(draft, backend, alone=alone)
+    host, port = (_file(draft), 0) if _is_in_file(backend, conf) else resolve_endpoint(draft, backend, alone=alone)
     return Meeting(
         min_nodes=low,
         max_nodes=high,
@@ -105,6 +111,18 @@ def resolve_meeting(draft: Draft) -> Meeting | None:
         conf=conf,
         local_addr=found["local_addr"].text if "local_addr" in found else None,
     )
+
+
+def _is_in_file(backend: str, conf: Mapping[str, str]) -> bool:
+    return backend == "c10d" and conf.get("store_type") == "file"
+
+
+def _file(draft: Draft) -> str:
+    said = draft.found.get("rdzv_endpoint")
+    if said is None:
+        conf = draft.found["rdzv_conf"].where
+        raise UsageError(f"{conf}: store_type=file has the nodes meet in a file; name it: --rdzv-endpoint PATH.")
+    return said.text
 
 
 def _nnodes(draft: Draft) -> tuple[int, int]:
@@ -120,12 +138,12 @@ def _nnodes(draft: Draft) -> tuple[int, int]:
             )
         draft.note("nnodes", str(placement.nnodes), "detected", placement.detail)
         return placement.nnodes, placement.nnodes
-    match = re.fullmatch(r"(\d+)(?::(\d+))?", said.text)
-    if match is None:
+    counts = [as_number(text) for text in said.text.split(":")]
+    low, high = counts[0], counts[-1]
+    if len(counts) > 2 or low is None or high is None:
         raise UsageError(
             f"{said.where}: got {said.text!r}; give a number of nodes, or the fewest and the most, as 1:4."
         )
-    low, high = int(match[1]), int(match[2] or match[1])
     if not 0 < low <= high:
         raise UsageError(f"{said.where}: got {said.text!r}; the fewest must be at least 1 and no more than the most.")
     if placement is None:

@@ -79,7 +79,7 @@ class Option:
     @property
     def variables(self) -> tuple[str, ...]:
         """The environment variables that set it, the stronger first."""
-        names = [f"DISTRAIN_{self.name.upper()}"]
+        names = [f"DISTRAIN_{key.upper()}" for key in self.keys]
         if self.pet is not None:
             names.append(f"PET_{self.pet.upper()}")
         if self.torchs is not None:

@@ -172,6 +172,7 @@ class _Resolution:
     def plan(self) -> Plan:
         draft = self.draft
         device, nproc = resolve_ranks(draft)
+        self._check_for_xla(device)
         meeting = resolve_meeting(draft)
         nnodes = 1 if meeting is None else meeting.max_nodes
         if device == "xla" and meeting is not None and nnodes > 1:
@@ -228,6 +229,21 @@ class _Resolution:
             settings=draft.settings,
             warnings=tuple(draft.warnings),
         )
+
+    def _check_for_xla(self, device: str) -> None:
+        """Refuse or warn of a program that torch_xla's processes, which are Python's as this one, do not run."""
+        if device != "xla":
+            return
+        if self.program.kind == "command":
+            raise UsageError(
+                f"--no-python: torch_xla starts the processes of device xla, and runs Python in them; it cannot start "
+                f"{self.program.target!r}. Give a script or -m with a module, or another device."
+            )
+        if self.program.foreign:
+            self.draft.warnings.append(
+                f"PYTHON_EXEC ({self.program.interpreter}) is ignored: torch_xla starts the processes, with "
+                f"{sys.executable}"
+            )
 
     def _warm(self, device: str) -> bool:
         said = self.found.get("no_fork_server")

@@ -120,7 +120,7 @@ def read(name: str, *, cwd: Path, environ: Mapping[str, str], where: str = "--pr
 def _find(name: str, cwd: Path, places: list[Path], where: str) -> Path:
     if "/" in name or name.endswith(".toml"):
         path = (cwd / name).absolute()
-        if not path.is_file():
+        if not path.exists() or path.is_dir():  # a pipe will do
             raise UsageError(f"{where}: there is no file {path}.")
         return path
     for place in places:
@@ -165,7 +165,10 @@ def _variables(table: Any, path: Path, text: str) -> dict[str, ProfileValue]:
         raise UsageError(f"{where}: [env] is a table of variables; got {_as_toml(table)}.")
     found = {}
     for name, value in table.items():
-        where = f"{path.name}, line {_line_of(text, name, ENV)}: {name}"
+        line = f"{path.name}, line {_line_of(text, name, ENV)}"
+        if not name or set(name) & {"=", "\0"}:
+            raise UsageError(f"{line}: got {name!r}; no variable can have that name.")
+        where = f"{line}: {name}"
         found[name] = ProfileValue(text=_text(value, where), where=where)
     return found
 
@@ -226,5 +229,5 @@ def _line_of(text: str, key: str, table: str = "") -> int:
         return next((number for number, line in lines if re.match(rf"\s*(\[\s*)?{quoted}", line)), 1)
     header = _line_of(text, table)
     inside = [(number, line) for number, line in lines if number >= header]
-    pattern = rf"\s*({table}\s*\.\s*|.*[{{,]\s*)?{quoted}"
+    pattern = rf"\s*(\[?\s*{table}\s*\.\s*|.*[{{,]\s*)?{quoted}"
     return next((number for number, line in inside if re.match(pattern, line)), header)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 from distrain.errors import UsageError, did_you_mean
 from distrain.plan import detect
 from distrain.plan.draft import Draft
-from distrain.plan.sources import Given
+from distrain.plan.sources import Given, as_number
 
 __all__ = ["resolve_ranks"]
 
@@ -116,11 +114,12 @@ def _nproc_ahead(draft: Draft, said: Given | None) -> int:
 
 
 def _number(said: Given) -> int:
-    if not re.fullmatch(r"[1-9]\d*", said.text):
+    number = as_number(said.text)
+    if number is None or number < 1:
         raise UsageError(
             f"{said.where}: got {said.text!r}; give a number of processes of at least 1, or auto, cpu or gpu."
         )
-    return int(said.text)
+    return number
 
 
 def _nproc_of_xla(draft: Draft, said: Given | None) -> int:
@@ -134,14 +133,15 @@ def _nproc_of_xla(draft: Draft, said: Given | None) -> int:
         draft.note("nproc", 1, spmd.origin if said is None else said.origin, f"{spmd.where}: one for all XLA devices")
         return 1
     chips, seen = detect.visible_chips(draft.environ)
-    if said is None or said.text in ("auto", str(chips)):
+    if said is None or said.text == "auto" or as_number(said.text) == chips:
         origin = "detected" if said is None else said.origin
         draft.note("nproc", chips, origin, f"one per XLA device ({seen})")
         return chips
-    if said.text != "1":
+    if as_number(said.text) != 1:
+        valid = "auto and 1" if chips == 1 else f"auto, {chips} and 1"
         raise UsageError(
             f"{said.where}: got {said.text!r} for device xla, where torch_xla starts one process for each of the "
-            f"devices ({chips} here: {seen}) or a single one; valid are auto, {chips} and 1."
+            f"devices ({chips} here: {seen}) or a single one; valid are {valid}."
         )
     draft.given("nproc", 1)
     return 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +11,18 @@ from distrain.errors import UsageError
 from distrain.plan.options import OFF, ON, OPTIONS, Option
 from distrain.plan.profile import Profile
 
-__all__ = ["Given", "Origin", "Setting", "given", "is_stronger", "is_worker", "misspelt", "seconds", "whole_number"]
+__all__ = [
+    "Given",
+    "Origin",
+    "Setting",
+    "as_number",
+    "given",
+    "is_stronger",
+    "is_worker",
+    "misspelt",
+    "seconds",
+    "whole_number",
+]
 
 Origin = Literal["flag", "environment", "profile", "detected", "default"]
 
@@ -22,6 +32,9 @@ PREFIX = "DISTRAIN_"
 
 OURS = ("DISTRAIN_HEARTBEAT", "DISTRAIN_LAUNCH_ID", "DISTRAIN_SMOKE_TEST")
 """What distrain itself sets that is no option's name."""
+
+UNSET_WHEN_EMPTY = ("rdzv_endpoint", "rdzv_conf")
+"""Options whose default in torchrun is the empty text: a batch script may well give them an empty variable."""
 
 FOR_WORKERS = ("DISTRAIN_RUN_DIR", "DISTRAIN_DEVICE", "DISTRAIN_XLA_SPMD")
 """What a worker is told, under names that are options elsewhere."""
@@ -72,7 +85,7 @@ def given(flags: Mapping[str, str], environ: Mapping[str, str], profile: Profile
         environ = {name: text for name, text in environ.items() if name not in FOR_WORKERS}
     found: dict[str, Given] = {}
     for each in OPTIONS:
-        if each.name in flags:
+        if each.name in flags and (flags[each.name] or each.name not in UNSET_WHEN_EMPTY):
             found[each.name] = Given(text=flags[each.name], origin="flag", where=each.flag)
         elif (said := _from_environment(each, environ)) is not None:
             found[each.name] = said
@@ -123,6 +136,18 @@ def _is_flag(name: str) -> bool:
     return any(each.name == name and each.kind == "flag" for each in OPTIONS)
 
 
+def as_number(text: str) -> int | None:
+    """Return a whole number as torchrun reads it, ` 02` and `+2` too; None where it is none.
+
+    Args:
+        text: What was given.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        return None
+
+
 def whole_number(said: Given, what: str, *, least: int) -> int:
     """Return a whole number.
 
@@ -134,9 +159,10 @@ def whole_number(said: Given, what: str, *, least: int) -> int:
     Raises:
         UsageError: It is none, or less.
     """
-    if not re.fullmatch(r"\d+", said.text) or int(said.text) < least:
+    value = as_number(said.text)
+    if value is None or value < least:
         raise UsageError(f"{said.where}: got {said.text!r}; give {what} of at least {least}.")
-    return int(said.text)
+    return value
 
 
 def seconds(said: Given, *, least: float = 0.0) -> float:

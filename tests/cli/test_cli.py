@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
 
 from distrain.cli import main
+from distrain.plan import detect
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +58,7 @@ def test_version(capsys):
         (["launch", "--dry-run", "trian.py"], "script 'trian.py' does not exist"),
         (["launch", "--dry-run", "--run-path", "trian.py"], "script 'trian.py' does not exist"),
         (["launch", "-m", "--no-python", "pkg"], "-m and --no-python exclude each other"),
-        (["launch", "--run-path", "--no-python", "sh"], "--run-path and --no-python exclude each other"),
-        (["launch", "-m", "--run-path", "pkg"], "--run-path and -m exclude each other"),
+        (["launch", "--device", "xla", "--no-python", "sh"], "--no-python: torch_xla starts the processes of device"),
         (["launch", "--run-dir", "train.py/run", "train.py"], "cannot be used: Not a directory. Give a folder"),
     ],
 )
@@ -96,6 +97,31 @@ def test_a_dry_run_does_not_ask_for_what_the_nodes_may_have(capsys, words):
     code, out, err = answer(capsys, "launch", "--dry-run", *words)
     assert (code, err) == (0, "")
     assert "nothing is started" in out
+
+
+@pytest.mark.parametrize("other", ["--no-python", "-m"])
+def test_run_path_takes_precedence_as_in_torchrun(capsys, other):
+    code, out, _ = answer(capsys, "launch", "--dry-run", "--json", "--run-path", other, "train.py")
+    assert code == 0
+    assert json.loads(out)["program"]["kind"] == "path"
+
+
+@pytest.mark.parametrize("words", [["launch"], ["submit", "slurm"]], ids=" ".join)
+def test_a_dry_run_can_be_asked_for_by_its_variable(capsys, monkeypatch, words):
+    """The device that this machine lacks is looked for in both: a plan only warns of it."""
+    monkeypatch.setenv("DISTRAIN_DRY_RUN", "1")
+    monkeypatch.setattr(detect, "visible_gpus", lambda _: 0)
+    code, by_variable, _ = answer(capsys, *words, "--device", "cuda", "train.py")
+    assert code == 0
+    monkeypatch.delenv("DISTRAIN_DRY_RUN")
+    assert by_variable.strip()
+    assert answer(capsys, *words, "--dry-run", "--device", "cuda", "train.py")[:2] == (0, by_variable)
+
+
+def test_json_can_be_asked_for_by_its_variable(capsys, monkeypatch):
+    monkeypatch.setenv("DISTRAIN_JSON", "1")
+    _, out, _ = answer(capsys, "launch", "--dry-run", "train.py")
+    assert json.loads(out)["program"]["target"] == "train.py"
 
 
 @pytest.mark.parametrize("word", ["--n", "--x", "--l", "--smoke", "--s=1"])

@@ -46,7 +46,7 @@ def test_options_that_shape_the_workers_and_their_logs(folder):
         folder,
         *("--role", "trainer", "--max_restarts=2", "--monitor-interval", "0.05", "--start_method=fork"),
         *("--log-dir", "logs", "-r", "0:3,1:1", "-t", "0:1", "--duplicate-stdout-filters", "apple,zzz"),
-        *("--virtual-local-rank", "--rdzv-id", "job7", "--event-log-handler", "null"),
+        *("--virtual-local-rank", "--rdzv-id", "job/7", "--event-log-handler", "null"),
     )
     assert [each["role"] for each in said] == ["trainer"] * 2
     assert [each["restarts"] for each in said] == ["2"] * 2
@@ -55,14 +55,23 @@ def test_options_that_shape_the_workers_and_their_logs(folder):
     assert shown == [f"[{HOST}:0] apple 0", f"[{HOST}:0] pear 0"]
     assert "plum 1" in done.stderr
     assert "plum 0" not in done.stderr
-    assert [each["run_id"] for each in said] == ["job7"] * 2
+    assert [each["run_id"] for each in said] == ["job/7"] * 2
     (mirror,) = (folder / "logs").iterdir()
-    assert mirror.name.startswith("job7_")
+    assert mirror.name.startswith("job-7_")
     assert (mirror / "attempt_0/0/stdout.log").read_text() == "apple 0\npear 0\n"
     assert (mirror / "attempt_0/1/stderr.log").read_text() == "plum 1\n"
     filtered = (folder / "run/attempt-0/filtered_stdout.log").read_text()
     assert filtered.count("apple") == 2
     assert "pear" not in filtered
+    assert (mirror / "attempt_0/filtered_stdout.log").read_text() == filtered
+    assert not (mirror / "attempt_0/filtered_stderr.log").exists()
+
+
+def test_the_ranks_may_meet_in_a_file(folder):
+    _, said = run(
+        folder, "--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file", "--rdzv-endpoint", folder / "store"
+    )
+    assert [each["meet"].partition(":")[0] for each in said] == ["127.0.0.1"] * 2
 
 
 @pytest.mark.deep

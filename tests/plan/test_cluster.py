@@ -332,7 +332,10 @@ def test_the_hosts_of_a_slice_meet_at_the_first(monkeypatch):
         ({"nnodes": "1"}, "--nnodes: got '1', and TPU has started 2 processes (TPU host 1 of 2)"),
         ({"xla_spmd": "1"}, "--xla-spmd: one process for all devices runs on one host so far, and there are 2 hosts"),
         ({"rdzv_backend": "static"}, "--rdzv-backend: got 'static' for device xla on 2 hosts (TPU host 1 of 2)"),
-        ({"rdzv_conf": "store_type=file"}, "--rdzv-conf: got 'store_type=file' for device xla on 2 hosts"),
+        (
+            {"rdzv_conf": "store_type=file", "rdzv_endpoint": "/shared/store"},
+            "--rdzv-conf: got 'store_type=file' for device xla on 2 hosts",
+        ),
         ({"nproc": "1"}, "--nproc: got '1' for device xla on 2 hosts (TPU host 1 of 2), where torch_xla starts one"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from distrain.errors import UsageError
 from distrain.plan import Program, detect, resolve
 
 SCRIPT = Program(kind="script", target="train.py")
@@ -60,3 +61,12 @@ def test_each_half_comes_from_the_stronger_source(tmp_path, flags, environ, prof
     plan = resolve(SCRIPT, flags, environ=environ, cwd=tmp_path)
     assert plan.meeting.endpoint == plan.settings["rdzv_endpoint"].value
     assert [plan.meeting.endpoint, *plan.warnings] == expected
+
+
+def test_with_a_store_in_a_file_the_endpoint_is_its_path(tmp_path):
+    flags = {"nnodes": "2", "rdzv_conf": "store_type=file", "rdzv_endpoint": "/shared/a:b/store"}
+    plan = resolve(SCRIPT, flags, environ={}, cwd=tmp_path)
+    assert plan.meeting.endpoint == "/shared/a:b/store"
+    del flags["rdzv_endpoint"]
+    with pytest.raises(UsageError, match="--rdzv-conf: store_type=file has the nodes meet in a file; name it"):
+        resolve(SCRIPT, flags, environ={}, cwd=tmp_path)

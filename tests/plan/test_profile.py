@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+import threading
 
 import pytest
 
@@ -93,6 +95,9 @@ def test_ones_own_are_found_before_those(tmp_path):
         ("env = 1", "a.toml, line 1: [env] is a table of variables; got 1."),
         ("grace = 1\n[env]\nA = 1\nB = true", "a.toml, line 4: B: got true; give a text, a number or a list of them."),
         ("env.A = 1\nenv.B = {}", "a.toml, line 2: B: got a table"),
+        ("[env]\n[env.x]\na = 1", "a.toml, line 2: x: got a table"),
+        ('[env]\n"A=B" = 1', "a.toml, line 2: got 'A=B'; no variable can have that name."),
+        ('[env]\n"" = 1', "a.toml, line 2: got ''; no variable can have that name."),
         ("\nenv = {A = 1, B = {}}", "a.toml, line 2: B: got a table"),
         ("extends = 1", "a.toml, line 1: extends takes a profile's name or path; got 1."),
         ('extends = "a"', "a.toml, line 1: extends: profiles extend each other in a circle: a.toml → a.toml."),
@@ -107,6 +112,14 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path, text, message):
     with pytest.raises(UsageError, match=re.escape(message)) as caught:
         read(tmp_path, "a", a=text)
     assert "\n" not in str(caught.value).replace(text, "")
+
+
+def test_a_profile_may_come_through_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "p.toml")
+    writer = threading.Thread(target=(tmp_path / "p.toml").write_text, args=("nproc = 2",))
+    writer.start()
+    assert texts(read(tmp_path, str(tmp_path / "p.toml"))) == {"nproc": "2"}
+    writer.join()
 
 
 def test_words_switch_flags_too(tmp_path):

@@ -77,6 +77,27 @@ def test_a_misspelt_variable_is_named_and_what_is_not_near_or_our_own_is_not(tmp
     )
 
 
+@pytest.mark.parametrize("each", OPTIONS, ids=lambda each: each.name)
+def test_each_of_an_options_names_has_a_variable(each):
+    for key in each.keys:
+        said = given({}, {f"DISTRAIN_{key.upper()}": "1"}, None)[each.name]
+        assert (said.text, said.where) == ("1", f"DISTRAIN_{key.upper()}")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [("nproc", " 02 ", 2), ("nproc", "+2", 2), ("nnodes", "+1:02", "+1:02"), ("max_restarts", "3 ", 3)],
+)
+def test_numbers_are_read_as_torchrun_reads_them(tmp_path, name, text, value):
+    environ = {"PET_RDZV_ENDPOINT": "here:1"} if name == "nnodes" else {}
+    assert planned(tmp_path, {name: text}, **environ).settings[name].value == value
+
+
+@pytest.mark.parametrize("name", ["rdzv_endpoint", "rdzv_conf"])
+def test_an_empty_text_is_none_where_torchruns_default_is_empty(tmp_path, name):
+    assert planned(tmp_path, {name: ""}).meeting is None
+
+
 @pytest.mark.parametrize(("text", "is_on"), [("1", True), ("true", True), ("0", False), ("", False), ("false", False)])
 def test_a_variable_of_a_flag_is_on_or_off(text, is_on):
     assert ("standalone" in given({}, {"PET_STANDALONE": text}, None)) is is_on
