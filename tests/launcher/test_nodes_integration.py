@@ -366,7 +366,7 @@ def trains(run_dir: Path, world: int, deadline_s: float = 60) -> None:
 def test_a_run_survives_the_loss_of_the_node_where_all_meet_which_may_come_back(tmp_path, three):
     """It is started again with the same words, as its scheduler would, and finds the others where they meet now."""
     shared = tmp_path / "run"
-    with Run(tmp_path, COUNT, "--nnodes", "1:3", "--rdzv-conf", "last_call_timeout=2", head=three[0]) as run:
+    with Run(tmp_path, COUNT, "--nnodes", "1:3", "--rdzv-conf", "last_call_timeout=5", head=three[0]) as run:
         first, second, third = (run.start(host, rank) for rank, host in enumerate(three))
         trains(shared, 3)
         signal_all(first, signal.SIGKILL)

@@ -165,7 +165,7 @@ def test_the_hosts_of_a_fake_pod_train_as_one_process_and_go_on_after_a_preempti
 
 def test_a_rank_of_a_fake_pod_that_hangs_begins_again_and_one_that_is_killed_is_the_root_cause_on_both_hosts(pod):
     """The hosts learn of each other from the metadata server, as on Cloud TPU VMs."""
-    options = ("--max-restarts", "1", "--retry", "always", "--hang-timeout", "4")
+    options = ("--max-restarts", "1", "--retry", "always", "--hang-timeout", "8")
     with pod.launching(STRAY, *options, by_metadata=True) as launches:
         first, other = launches
         for live, rank in ((first, 2), (first, 3), (other, 0), (other, 1)):
