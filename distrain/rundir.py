@@ -20,6 +20,7 @@ The launcher and the worker library meet here and in the environment, nowhere el
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -155,6 +156,15 @@ class RunDir:
 
     def all_stacks(self, attempt: int) -> Path:
         return self.attempt_dir(attempt) / "stacks.txt"
+
+    def put_away_failure(self) -> None:
+        """Move the report of an earlier launch to the attempt it tells of: `failure.json` is this launch's."""
+        with contextlib.suppress(OSError):
+            try:
+                attempt = json.loads(self.failure.read_bytes())["root_cause"]["attempt"]
+                os.replace(self.failure, self.attempt_dir(attempt) / self.failure.name)
+            except (OSError, ValueError, KeyError, TypeError):
+                self.failure.unlink(missing_ok=True)
 
 
 def new_run_name(script: str) -> str:

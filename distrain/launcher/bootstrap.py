@@ -73,6 +73,7 @@ def become(job: WorkerJob) -> None:
     _keep_sockets_in(job.scratch)
     _set_openblas_threads(job.env)
     after_import(_C10D, "destroy_process_group", _let_gloo_finish)
+    after_import("torch", "save", _let_saving_take_long)
     _show_stacks_when_asked(job)
     _show_each_step(job)
     if ENV_SMOKE in job.env:
@@ -88,6 +89,7 @@ def become_plain(job: WorkerJob) -> None:
         job: The rank to become.
     """
     after_import(_C10D, "destroy_process_group", _let_gloo_finish)
+    after_import("torch", "save", _let_saving_take_long)
     _show_stacks_when_asked(job)
     after_import(_OPTIMIZER, "register_optimizer_step_post_hook", functools.partial(_show_each_step, job))
     _set_title(job.command)
@@ -103,6 +105,7 @@ def become_rank_of_xla(job: WorkerJob) -> None:
     _redirect(job.stderr, 2)
     os.environ.update(job.env)
     heartbeat.open_slot(job.env.get(heartbeat.ENV_HEARTBEAT, ""))
+    after_import("torch", "save", _let_saving_take_long)
     _show_stacks_when_asked(job)
     _show_each_step(job)
     _set_title(job.command)
@@ -198,6 +201,24 @@ def _let_gloo_finish() -> None:
 
     for module in (c10d, sys.modules["torch.distributed"]):
         vars(module)["destroy_process_group"] = destroy_process_group
+
+
+def _let_saving_take_long() -> None:
+    """Have `torch.save` count as a checkpoint, whose time is no hang, also in a loop that is not distrain's.
+
+    A thread that saves beside the training leaves that watched.
+    """
+    serialization = sys.modules["torch.serialization"]
+    original = serialization.save
+
+    @functools.wraps(original)
+    def save(*args: Any, **kwargs: Any) -> None:
+        is_main = threading.current_thread() is threading.main_thread()
+        with heartbeat.paused() if is_main else contextlib.nullcontext():
+            original(*args, **kwargs)
+
+    for module in (serialization, sys.modules["torch"]):
+        vars(module)["save"] = save
 
 
 def _show_stacks_when_asked(job: WorkerJob) -> None:

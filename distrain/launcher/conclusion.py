@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distrain.errors import EXIT_PREEMPTED
-from distrain.supervision.failure import Report, exit_code_of, from_json
+from distrain.supervision.failure import Report, Standing, exit_code_of, from_json
 from distrain.supervision.logs import tail_lines
 
 __all__ = ["LAUNCHER_LOG_LINES", "Conclusion", "Ending", "conclude", "signal_elsewhere"]
@@ -85,7 +85,8 @@ def conclude(ending: Ending, *, took: str, where: str) -> Conclusion:
         return _told("preempted", EXIT_PREEMPTED, f"{unsaved} · exit code {EXIT_PREEMPTED} · {where}")
     if ending.stopped_by is not None:
         name = signal.Signals(ending.stopped_by).name
-        return _told("interrupted", 128 + ending.stopped_by, f"ended by {name} after {took} · {where}")
+        failed = [ending.failure] if ending.failure is not None and _has_raised(ending.failure) else []
+        return _told("interrupted", 128 + ending.stopped_by, *failed, f"ended by {name} after {took} · {where}")
     if ending.broken:
         log = (f"  {line}" for line in tail_lines(ending.launcher_log, LAUNCHER_LOG_LINES))
         return _told("broken", 1, "\n".join(ending.broken), *log, f"failed after {took} · {where}")
@@ -96,6 +97,11 @@ def conclude(ending: Ending, *, took: str, where: str) -> Conclusion:
     assert ending.failure is not None, ending.agent
     code = exit_code_of(ending.failure)
     return _told("failed", code, *_failed(ending), f"failed after {took} · exit code {code} · {where}")
+
+
+def _has_raised(failure: Report) -> bool:
+    """Whether a rank that was asked to end has failed at it, with its checkpoint say, and was not merely ended."""
+    return bool(failure.root_cause.traceback) and failure.root_cause.standing == Standing.CAUSE
 
 
 def _told(status: str, exit_code: int, *told: str | Report) -> Conclusion:

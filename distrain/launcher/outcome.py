@@ -320,7 +320,11 @@ class Outcome:
     def _step(self, rank: int) -> int | None:
         """Return how far a rank was, in the trainer's iterations, else in optimizer steps; None where none counted."""
         beat = self._beats.get(rank)
-        return None if beat is None else beat.iteration or beat.steps
+        if beat is None:
+            return None
+        is_foreign = self._vigil is not None and bool(self._vigil.why_no_stacks)
+        step = beat.iteration or beat.steps
+        return None if step == 0 and (beat.beats or is_foreign) else step
 
     def _crashed_in(self, end: Exit) -> tuple[Frame, ...]:
         """Return where Python was when native code brought a rank down."""

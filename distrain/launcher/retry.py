@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 __all__ = ["Blow", "why_not_again"]
@@ -51,7 +52,12 @@ def why_not_again(blow: Blow, before: Blow | None) -> str | None:
     if blow.step == 0:
         return "the error struck before the first step, so it would strike again"
     if before is not None and before.is_error and blow.step is not None:
-        same = (before.what, before.place, before.step) == (blow.what, blow.place, blow.step)
+        same = (_lasting(before.what), before.place, before.step) == (_lasting(blow.what), blow.place, blow.step)
         if same:
             return f"the same error struck at step {blow.step} twice"
     return None
+
+
+def _lasting(what: str) -> str:
+    """Return a message without what changes from attempt to attempt: addresses, process ids, ranks, times."""
+    return re.sub(r"0x[0-9a-f]+|\d+", "#", what)

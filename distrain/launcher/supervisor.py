@@ -143,6 +143,7 @@ class Supervisor:
 
     def _announce(self) -> None:
         plan = self._plan
+        self._rundir.put_away_failure()
         self._record.update(
             distrain=distrain.__version__,
             command=plan.program.command,

@@ -271,12 +271,13 @@ def paused() -> Iterator[None]:
     if slot is None or slot.numbers[_LAST_NS] == 0:
         yield
         return
+    within = slot.numbers[_PAUSED]
     slot.numbers[_PAUSED] = 1
     try:
         yield
     finally:
         slot.numbers[_LAST_NS] = time.monotonic_ns()
-        slot.numbers[_PAUSED] = 0
+        slot.numbers[_PAUSED] = within
 
 
 def leave_record(record: bytes) -> None:
