@@ -336,8 +336,10 @@ def test_fixtures_run_where_they_are_said_to(tmp_path: Path) -> None:
             pass
         """,
         "--junitxml=report.xml",
+        "--setup-show",
     ).check(1)
     assert outcomes(done) == {"passed": 4, "error": 1}, done.stdout
+    assert done.stdout.count("SETUP    S address (fixtures used: tmp_path_factory)") == 1
     assert "The shared fixture 'lock' returned lock, which cannot be copied to the ranks" in done.stdout
     assert "SETTING" not in os.environ
     values = [each.get("value") for each in ET.parse(tmp_path / "report.xml").iter("property")]
