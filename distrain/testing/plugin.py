@@ -6,6 +6,7 @@ server is started, and torch imported there, when the first marked test comes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -149,8 +150,17 @@ def _run(item: pytest.Item, group: RankGroup, when: str) -> None:
         raise
     item.stash[_VERDICT] = verdict
     item.user_properties.extend(each for each in verdict.user_properties if each not in item.user_properties)
+    _log(item, verdict.subtests)
     if verdict.outcome != "passed":
         raise RanksEndedError(verdict)
+
+
+def _log(item: pytest.Item, subtests: tuple[pytest.TestReport, ...]) -> None:
+    """Have this pytest report the subtests, as it does its own: at once, and not captured."""
+    manager: Any = item.config.pluginmanager.getplugin("capturemanager")
+    for report in subtests:
+        with manager.global_and_fixture_disabled() if manager is not None else contextlib.nullcontext():
+            item.ihook.pytest_runtest_logreport(report=report)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -2,7 +2,8 @@
 
     ready (fds) ──► setup ──► «go» ──► call ──► «go» ──► teardown, warnings ──► os._exit
 
-After each phase the rank sends its pytest's report and waits for word: a peer may have failed meanwhile.
+After each phase the rank sends its pytest's report and waits for word: a peer may have failed meanwhile. A subtest's
+report is sent when the subtest ends.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from distrain.runtime.environment import ENV_DEVICE
 from distrain.supervision.stacks import STACKS_SIGNAL
 from distrain.testing.faults import Faults, InjectedFault
 from distrain.testing.plugin import RANK
+from distrain.testing.subtests import contains_failed, to_be_sent
 
 __all__ = ["Job", "Rank", "main"]
 
@@ -77,7 +79,7 @@ def main(item: pytest.Item, job: Job, connection: Connection) -> NoReturn:
         connection.send(("ready", len(files)))
         with socket.socket(fileno=os.dup(connection.fileno())) as sock:
             socket.send_fds(sock, [b"."], [file.fileno() for file in files])
-        me = Rank(job=job, connection=connection)
+        me = Rank(job=job, config=item.config, connection=connection)
         item.config.stash[RANK] = me
         item.config.pluginmanager.register(me)
         values = {name: pickle.loads(value) for name, value in job.shared.items()}  # noqa: S301 - pytest's own process sent it
@@ -108,12 +110,16 @@ class Rank:
 
     Args:
         job: As told.
+        config: Of its pytest.
         connection: To pytest's process.
+        num_failed_subtests: So far.
         all_passed: Whether every rank is still there and has passed so far; what the teardown goes by.
     """
 
     job: Job
+    config: pytest.Config
     connection: Connection
+    num_failed_subtests: int = 0
     all_passed: bool = False
     faults: Faults = field(init=False)
 
@@ -127,14 +133,23 @@ class Rank:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool:
         for when in ("setup", "call"):
-            self._tell(item, _phase(item, when))
+            report = _phase(item, when)
+            if when == "call" and report.passed and self.num_failed_subtests:
+                report.outcome = "failed"
+                report.longrepr = contains_failed(self.num_failed_subtests)
+            self._tell(when, report)
             word, self.all_passed = self._hear()
             if word == "teardown":
                 break
         else:
             raise AssertionError("the word after the call is teardown")
-        self._tell(item, _phase(item, "teardown", nextitem=None))
+        self._tell("teardown", _phase(item, "teardown", nextitem=None))
         return True
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Send what is reported inside a phase, a subtest; a rank does not log its phases."""
+        self.num_failed_subtests += report.failed
+        self._tell("subtest", to_be_sent(report))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -165,15 +180,15 @@ class Rank:
             )
         )
 
-    def _tell(self, item: pytest.Item, report: pytest.TestReport) -> None:
+    def _tell(self, word: str, report: pytest.TestReport) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        data = item.config.hook.pytest_report_to_serializable(config=item.config, report=report)
+        data = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
         try:
-            self.connection.send((report.when, data))
+            self.connection.send((word, data))
         except (TypeError, AttributeError, pickle.PicklingError):  # record_property was given something
             data["user_properties"] = [(name, repr(value)) for name, value in report.user_properties]
-            self.connection.send((report.when, data))
+            self.connection.send((word, data))
 
     def _hear(self) -> tuple[str, bool]:
         try:

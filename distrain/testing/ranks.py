@@ -20,6 +20,7 @@ from distrain.supervision.failure import signal_name
 from distrain.supervision.frames import Frame
 from distrain.supervision.stacks import Dump, group, parse, render
 from distrain.testing.mark import Mark
+from distrain.testing.subtests import contains_failed, merge, received
 from distrain.testing.verdict import RankEnd, Verdict, judge
 from distrain.testing.warm_server import ServerError, WarmServer
 
@@ -40,6 +41,7 @@ class _Rank:
     connection: Connection
     files: tuple[int, ...] = ()
     report: pytest.TestReport | None = None
+    subtests: list[RankEnd] = field(default_factory=list)
     order: int = 0
     died: str = ""
     hit: str = ""
@@ -102,6 +104,7 @@ class RankGroup:
             return Verdict(outcome="passed")
         for rank in self._ranks:
             rank.report = None
+            rank.subtests = []
         if when != "setup":
             for rank in living:
                 with contextlib.suppress(OSError):
@@ -113,6 +116,8 @@ class RankGroup:
         timed_out = is_late and not any(end.failed or (end.report and end.report.skipped) for end in ends)
         timeout_s = self._mark.timeout_s if timed_out else None
         verdict = judge(ends, when=when, timeout_s=timeout_s, stacks=self._stacks)
+        subtests = [each for rank in self._ranks for each in rank.subtests]
+        verdict = _with_subtests(verdict, merge(subtests, when=when), when)
         self._all_passed &= verdict.outcome == "passed" and not any(rank.hit for rank in self._ranks)
         if when == "teardown":
             self._pass_warnings_on()
@@ -154,11 +159,18 @@ class RankGroup:
             rank.is_over = True
         elif word == "broken":
             rank.died = f"could not run the test:\n{content[0]}"
+        elif word == "subtest":
+            report = received(self._report(content[0]), content[0])
+            rank.subtests.append(RankEnd(rank=rank.number, report=report, order=self._next()))
         else:
-            report = self._item.config.hook.pytest_report_from_serializable(config=self._item.config, data=content[0])
-            rank.report, rank.order = report, self._next()
-            return bool(report.passed)
+            rank.report, rank.order = self._report(content[0]), self._next()
+            return bool(rank.report.passed)
         return True
+
+    def _report(self, data: dict[str, Any]) -> pytest.TestReport:
+        config = self._item.config
+        report: pytest.TestReport = config.hook.pytest_report_from_serializable(config=config, data=data)
+        return report
 
     def _has_passed_away(self, rank: _Rank) -> bool:
         if rank.died:
@@ -257,6 +269,15 @@ class RankGroup:
                     "location": content["location"],
                 }
             )
+
+
+def _with_subtests(verdict: Verdict, subtests: tuple[pytest.TestReport, ...], when: str) -> Verdict:
+    """Have a verdict tell of the subtests; ranks that pass, but disagree on one, have not passed."""
+    verdict = replace(verdict, subtests=subtests)
+    num_failed = sum(each.failed for each in subtests)
+    if when == "call" and verdict.outcome == "passed" and num_failed:
+        return replace(verdict, outcome="failed", longrepr=contains_failed(num_failed))
+    return verdict
 
 
 def _pickled(name: str, value: Any) -> bytes:

@@ -41,8 +41,9 @@ _OF_THE_OTHER_PROCESS = {
     "usepdb": False, "trace": False, "lf": False, "failedfirst": False, "newfirst": False, "stepwise": False,
     "keyword": "", "markexpr": "", "deselect": None, "collectonly": False, "log_file": os.devnull, "basetemp": None,
     "dist": "no", "distload": False, "looponfail": False, "numprocesses": None, "maxprocesses": None, "tx": [],
+    "setupshow": False,
 }  # fmt: skip
-"""Options that only the pytest with the terminal acts on: what is selected, reported, cached and distributed."""
+"""Options that only the pytest with the terminal acts on: what is selected, shown, reported, cached and distributed."""
 
 
 def main(config: pytest.Config, *, fd: int, parent_pid: int) -> NoReturn:

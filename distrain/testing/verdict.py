@@ -26,7 +26,7 @@ from distrain.supervision.stacks import ranks_in_words
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["RankEnd", "RanksEndedError", "Verdict", "judge"]
+__all__ = ["RankEnd", "RanksEndedError", "Verdict", "judge", "without_addresses"]
 
 _ADDRESS = re.compile(r"0x[0-9a-f]{4,}")
 _STRICT = "[XPASS(strict)]"
@@ -92,6 +92,7 @@ class Verdict:
             xfail marks.
         sections: Title and text of what the ranks printed.
         user_properties: What `record_property` was given.
+        subtests: The reports of subtests, each of all ranks that had it.
     """
 
     outcome: Literal["passed", "failed", "skipped"]
@@ -100,6 +101,7 @@ class Verdict:
     by_ranks: bool = True
     sections: tuple[tuple[str, str], ...] = ()
     user_properties: tuple[tuple[str, object], ...] = field(default=())
+    subtests: tuple[pytest.TestReport, ...] = ()
 
     def write_into(self, report: pytest.TestReport) -> None:
         """Have `report`, of this process, say what the ranks came to."""
@@ -154,7 +156,7 @@ def judge(ends: Sequence[RankEnd], *, when: str, timeout_s: float | None = None,
         )
     real = [end for end in said if end.failed]
     expected = [end.report for end in said if end.report and _is_expected_failure(end.report)]
-    skipped = [end.report for end in said if end.report and end.report.skipped and not _is_expected_failure(end.report)]
+    skipped = [end for end in said if end.report and end.report.skipped and not _is_expected_failure(end.report)]
     if real:
         waiting = [_text_block("", stacks)] if stacks else []
         return Verdict(
@@ -166,10 +168,11 @@ def judge(ends: Sequence[RankEnd], *, when: str, timeout_s: float | None = None,
     if expected:
         return Verdict(outcome="skipped", longrepr=expected[0].longrepr, wasxfail=expected[0].wasxfail, **shared)
     if skipped and len(skipped) < len(ends):
-        skips = _names(end.rank for end in ends if end.report in skipped)
-        others = _names(end.rank for end in ends if end.report not in skipped)
-        reason = skipped[0].longrepr[2] if isinstance(skipped[0].longrepr, tuple) else skipped[0].longrepr
-        text = f"The ranks disagree: {skips} skipped ({reason}), {others} did not"
+        ranks = {end.rank for end in skipped}
+        others = _names(end.rank for end in ends if end.rank not in ranks)
+        reason = skipped[0].report.longrepr if skipped[0].report else ""
+        reason = reason[2] if isinstance(reason, tuple) else reason
+        text = f"The ranks disagree: {_names(ranks)} skipped ({reason}), {others} did not"
         return Verdict(outcome="failed", longrepr=_chain([_text_block(text, stacks)]), by_ranks=False, **shared)
     first = next((end.report for end in said if end.report and end.report.failed), said[0].report)
     assert first is not None
@@ -246,7 +249,12 @@ def _essence(end: RankEnd) -> Hashable:
     """Return what makes two failures the same: place and message, addresses in memory apart."""
     crash = getattr(end.report.longrepr, "reprcrash", None) if end.report else None
     place = None if crash is None else (crash.path, crash.lineno)
-    return place, _ADDRESS.sub("0x…", end.crash)
+    return place, without_addresses(end.crash)
+
+
+def without_addresses(text: str) -> str:
+    """Return the text with no addresses in memory, which differ between ranks."""
+    return _ADDRESS.sub("0x…", text)
 
 
 def _sections(ends: Iterable[RankEnd]) -> Iterable[tuple[str, str]]:

@@ -183,6 +183,23 @@ def test_outcomes_of_one_run(tmp_path: Path) -> None:
         def test_hypothesis(world, number):
             pass
 
+        @two
+        def test_subtests(subtests, world):
+            for number in range(3):
+                with subtests.test("both", number=number):
+                    print("subtest", number)
+                    assert number != 1
+            with subtests.test("one", lock=threading.Lock()):
+                assert world.rank == 0
+            world.barrier()
+
+        @two
+        def test_subtests_pass(subtests, world):
+            with subtests.test("all well"):
+                pass
+            with subtests.test("left out"):
+                pytest.skip("not today")
+
         @pytest.mark.distributed(nproc=2, timeout=3)
         def test_wrong_mark():
             pass
@@ -190,7 +207,7 @@ def test_outcomes_of_one_run(tmp_path: Path) -> None:
         "-rA",
         "--junitxml=report.xml",
     ).check(1)
-    assert outcomes(done) == {"failed": 12, "passed": 4, "skipped": 2, "xfailed": 1, "warning": 1, "error": 4}, (
+    assert outcomes(done) == {"failed": 15, "passed": 5, "skipped": 2, "xfailed": 1, "warning": 1, "error": 4}, (
         done.stdout
     )
 
@@ -237,6 +254,16 @@ def test_outcomes_of_one_run(tmp_path: Path) -> None:
     assert "pluggy" not in interrupted
     assert "HealthCheck.function_scoped_fixture" in section(done, "test_hypothesis")
     assert "has no argument 'timeout'; there are nproc, timeout_s, shared. Did you mean timeout_s?" in done.stdout
+
+    assert "contains 2 failed subtests" in section(done, "test_subtests")
+    assert "rank 1: contains 2 failed subtests" in done.stdout
+    both = section(done, "test_subtests [both] (number=1)")
+    assert "ranks 0-1:" in both
+    assert "assert 1 != 1" in both
+    assert "Captured stdout call (ranks 0-1)" in both
+    assert "SUBFAILED[both] (number=1) test_inner.py::test_subtests - ranks 0-1: assert 1 != 1" in done.stdout
+    assert "SUBFAILED[one] (lock=<unlocked _thread.lock" in done.stdout
+    assert "PASSED test_inner.py::test_subtests_pass" in done.stdout
 
     cases = {case.get("name"): case for case in ET.parse(tmp_path / "report.xml").iter("testcase")}
     failure = cases["test_one_fails"].find("failure")
@@ -309,8 +336,10 @@ def test_fixtures_run_where_they_are_said_to(tmp_path: Path) -> None:
             pass
         """,
         "--junitxml=report.xml",
+        "--setup-show",
     ).check(1)
     assert outcomes(done) == {"passed": 4, "error": 1}, done.stdout
+    assert done.stdout.count("SETUP    S address (fixtures used: tmp_path_factory)") == 1
     assert "The shared fixture 'lock' returned lock, which cannot be copied to the ranks" in done.stdout
     assert "SETTING" not in os.environ
     values = [each.get("value") for each in ET.parse(tmp_path / "report.xml").iter("property")]
