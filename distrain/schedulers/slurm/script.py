@@ -104,12 +104,12 @@ def _lines(job: BatchJob) -> Iterator[str]:
         yield "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not take it over in every release"
     yield ""
     yield "# One launch on each node, none of which is ended because another one is done first."
-    yield f"srun --kill-on-bad-exit=0 --wait=0 {shlex.join([*job.container, *job.launch])}"
-    yield "code=$?"
+    yield "code=0"
+    yield f"srun --kill-on-bad-exit=0 --wait=0 {shlex.join([*job.container, *job.launch])} || code=$?"
     yield ""
     yield f"# {EXIT_PREEMPTED}: asked to end, and the state is saved. Queue the job again, as long as it gets on."
     again = shlex.join([*job.requeue, f"--budget={job.budget}"])
-    yield f'[ "$code" != {EXIT_PREEMPTED} ] || {again} "$0"'
+    yield f'[ "$code" != {EXIT_PREEMPTED} ] || {again} "$0" || true'
     yield 'exit "$code"'
 
 
@@ -120,7 +120,7 @@ def _run_dir(job: BatchJob) -> Iterator[str]:
         return
     number = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if job.is_array else "$SLURM_JOB_ID"
     before, after = shlex.quote(f"{job.folder}/slurm-"), shlex.quote(f"-{job.name}")
-    yield f'[ -n "$DISTRAIN_RUN_DIR" ] || DISTRAIN_RUN_DIR={before}"{number}"{after}'
+    yield f'[ -n "${{DISTRAIN_RUN_DIR:-}}" ] || DISTRAIN_RUN_DIR={before}"{number}"{after}'
     yield "export DISTRAIN_RUN_DIR"
 
 
