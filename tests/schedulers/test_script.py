@@ -106,6 +106,13 @@ def test_a_line_break_cannot_stand_in_the_head():
         render(BatchJob(**{**JOB, "name": "a\nb"}))
 
 
+@pytest.mark.parametrize("part", ["folder", "name"])
+def test_a_backslash_cannot_stand_in_the_path_of_the_log(part):
+    """sbatch(1): it means not to process any of the replacement symbols."""
+    with pytest.raises(UsageError, match="holds a backslash, with which sbatch does not put the job's number"):
+        render(BatchJob(**{**JOB, part: "/b\\s"}))
+
+
 @pytest.mark.parametrize(
     ("limit", "seconds"),
     [

@@ -50,13 +50,18 @@ class BatchJob:
 
     @property
     def log(self) -> str:
-        """The log's path as sbatch takes it, where `%j` (in an array `%A_%a`) stands for the job."""
-        job = "%A_%a" if self.is_array else "%j"
-        return f"{self._folder_of_log}/slurm-{job}-{self.name.replace('%', '%%')}.log"
+        """The log's path as sbatch takes it, where `%j` (in an array `%A_%a`) stands for the job.
 
-    @property
-    def _folder_of_log(self) -> str:
-        return self.folder.replace("%", "%%")
+        Raises:
+            UsageError: It holds a backslash, which has sbatch leave every `%j` as it is.
+        """
+        if "\\" in self.folder + self.name:
+            raise UsageError(
+                f"{self.folder}/…-{self.name}.log holds a backslash, with which sbatch does not put the job's number "
+                "into a log's name. Submit from a folder without one (--name names the job)."
+            )
+        job = "%A_%a" if self.is_array else "%j"
+        return f"{self.folder.replace('%', '%%')}/slurm-{job}-{self.name.replace('%', '%%')}.log"
 
     def log_of(self, job: str) -> str:
         """Return the log's path of a job that is no array.
@@ -82,7 +87,7 @@ def render(job: BatchJob) -> str:
         job: The job.
 
     Raises:
-        UsageError: An option of sbatch holds a line break, which a script's head cannot.
+        UsageError: An option of sbatch holds a line break, which a script's head cannot, or the log's path a backslash.
     """
     return "\n".join(_lines(job)) + "\n"
 
