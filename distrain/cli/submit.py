@@ -148,18 +148,19 @@ def _submit(job: BatchJob, text: str, *, wait: bool) -> int:
     from distrain.schedulers.slurm import submission
 
     _warn_of_time_limit(job)
-    number = submission.submit(text, folder=Path(job.folder))
+    number, cluster = submission.submit(text, folder=Path(job.folder))
+    there = f"--clusters={shlex.quote(cluster)} " if cluster else ""
     each = f"{number}_N" if job.is_array else number
     log, run_dir = (as_typed(Path(path)) for path in (job.log_of(each), job.run_dir_of(each)))
     tell(f"job {number} · log {log} · run directory {run_dir}\n")
     if not wait:
-        follow = f"tail -F {shlex.quote(log)}" if not job.is_array else f"squeue --job={number}"
-        tell(f"follow it: {follow}\nend it:    scancel {number}\n")
+        follow = f"tail -F {shlex.quote(log)}" if not job.is_array else f"squeue {there}--job={number}"
+        tell(f"follow it: {follow}\nend it:    scancel {there}{number}\n")
         return 0
     try:
-        return submission.follow(number, job, show=tell, say=_say)
+        return submission.follow(number, job, cluster=cluster, show=tell, say=_say)
     except KeyboardInterrupt:
-        _say(f"job {number} goes on; scancel {number} ends it, tail -F {shlex.quote(log)} follows it")
+        _say(f"job {number} goes on; scancel {there}{number} ends it, tail -F {shlex.quote(log)} follows it")
         return EXIT_INTERRUPTED
 
 
@@ -167,6 +168,8 @@ def _warn_of_time_limit(job: BatchJob) -> None:
     """Warn of a time limit that no partition allows; an administrator may let some jobs exceed it all the same."""
     from distrain.schedulers.slurm import partitions
 
+    if any(gives(word, "clusters", "M") for word in job.passed):  # whose partitions are others
+        return
     options = dict(job.options)
     time = value_of(job.passed, "time", "t") or options.get("time")
     where = value_of(job.passed, "partition", "p") or options.get("partition", "")

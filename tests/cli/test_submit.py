@@ -79,6 +79,29 @@ def test_without_slurm_it_says_so_and_still_renders(capfdbinary):
     assert b"sbatch is not on PATH, so nothing is submitted" in err
 
 
+FAKES = {
+    "sinfo": "echo 'main*|1:00:00'",
+    "sbatch": "echo '17;east'",
+    "scontrol": 'echo "$@" >>asked\n'
+    '[ "$1" = --clusters=east ] && echo "JobId=17 JobState=COMPLETED Reason=None ExitCode=0:0"',
+}
+
+
+def test_fake_slurm_a_job_of_another_cluster_is_asked_for_there(capfdbinary, tmp_path):
+    for name, text in FAKES.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    argv = ["--time=2:00:00", "--sbatch=--clusters=east,west", "train.py"]
+    assert main(["submit", "slurm", *argv]) == 0
+    out, err = capfdbinary.readouterr()
+    assert b"end it:    scancel --clusters=east 17\n" in out
+    assert b"longer than its partition allows" not in err
+    assert main(["submit", "slurm", "--array=0-3", *argv]) == 0
+    assert b"follow it: squeue --clusters=east --job=17\n" in capfdbinary.readouterr().out
+    assert main(["submit", "slurm", "--wait", *argv]) == 0
+    assert (tmp_path / "asked").read_text() == "--clusters=east show job --oneliner 17\n"
+
+
 def test_nothing_of_torch_is_imported():
     program = "import sys; from distrain.cli import main; main(['submit', 'slurm', '--dry-run', 'train.py']); " + (
         "sys.exit('torch' in sys.modules)"
