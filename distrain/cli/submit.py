@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from distrain.cli.parsing import Parser, add_launch_options, add_program, program_of, read
 from distrain.cli.printing import tell
@@ -19,7 +19,7 @@ from distrain.plan.plan import GRACE_S
 from distrain.plan.sources import given
 from distrain.rundir import DEFAULT_PARENT, as_typed
 from distrain.schedulers.slurm.foresight import foresee, nodes_asked
-from distrain.schedulers.slurm.options import check_options, value_of
+from distrain.schedulers.slurm.options import check_options, gives, value_of
 from distrain.schedulers.slurm.script import BatchJob, render, seconds_of
 from distrain.supervision.output import say
 
@@ -48,8 +48,15 @@ OF_SBATCH = {
 OF_SUBMIT = ("signal_lead", "budget", "setup", "container", "sbatch", "wait")
 
 
+class _Parser(Parser):
+    def error(self, message: str) -> NoReturn:
+        if message == "argument --sbatch: expected one argument":  # argparse takes no value that begins with a dash
+            message += ", behind an equals sign: --sbatch='--qos=high --exclude=node7'"
+        super().error(message)
+
+
 def _parser() -> Parser:
-    parser = Parser(
+    parser = _Parser(
         prog="distrain submit slurm",
         usage="distrain submit slurm [options] [launch options] script.py [args ...]",
         description="Submit a batch script that runs distrain launch with these options on every node, and queues the "
@@ -141,18 +148,19 @@ def _submit(job: BatchJob, text: str, *, wait: bool) -> int:
     from distrain.schedulers.slurm import submission
 
     _warn_of_time_limit(job)
-    number = submission.submit(text, folder=Path(job.folder))
+    number, cluster = submission.submit(text, folder=Path(job.folder))
+    there = f"--clusters={shlex.quote(cluster)} " if cluster else ""
     each = f"{number}_N" if job.is_array else number
     log, run_dir = (as_typed(Path(path)) for path in (job.log_of(each), job.run_dir_of(each)))
     tell(f"job {number} · log {log} · run directory {run_dir}\n")
     if not wait:
-        follow = f"tail -F {shlex.quote(log)}" if not job.is_array else f"squeue --job={number}"
-        tell(f"follow it: {follow}\nend it:    scancel {number}\n")
+        follow = f"tail -F {shlex.quote(log)}" if not job.is_array else f"squeue {there}--job={number}"
+        tell(f"follow it: {follow}\nend it:    scancel {there}{number}\n")
         return 0
     try:
-        return submission.follow(number, job, show=tell, say=_say)
+        return submission.follow(number, job, cluster=cluster, show=tell, say=_say)
     except KeyboardInterrupt:
-        _say(f"job {number} goes on; scancel {number} ends it, tail -F {shlex.quote(log)} follows it")
+        _say(f"job {number} goes on; scancel {there}{number} ends it, tail -F {shlex.quote(log)} follows it")
         return EXIT_INTERRUPTED
 
 
@@ -160,6 +168,8 @@ def _warn_of_time_limit(job: BatchJob) -> None:
     """Warn of a time limit that no partition allows; an administrator may let some jobs exceed it all the same."""
     from distrain.schedulers.slurm import partitions
 
+    if any(gives(word, "clusters", "M") for word in job.passed):  # whose partitions are others
+        return
     options = dict(job.options)
     time = value_of(job.passed, "time", "t") or options.get("time")
     where = value_of(job.passed, "partition", "p") or options.get("partition", "")
@@ -195,12 +205,14 @@ def _job(flags: Mapping[str, Any], program: Program) -> BatchJob:
     if passed and not passed[0].startswith("-"):
         raise UsageError(f"--sbatch: got {passed[0]!r}; give options of sbatch, such as --sbatch=--qos=high.")
     for word in passed:
-        if word.startswith(("--output", "-o")):
+        if gives(word, "wait", "W"):
+            raise UsageError(f"--sbatch: got {word!r}, with which sbatch does not tell the job's number; give --wait.")
+        if gives(word, "output", "o"):
             raise UsageError(
                 f"--sbatch: got {word!r}; the log goes where distrain looks for it, "
                 f"{DEFAULT_PARENT}/slurm-<job>-<name>.log (--name)."
             )
-    is_array = "array" in flags or any(word.startswith(("--array", "-a")) for word in passed)
+    is_array = "array" in flags or any(gives(word, "array", "a") for word in passed)
     if is_array and "wait" in flags:
         raise UsageError("--wait follows one job, and an array has many. Submit it without, and see squeue.")
     name = str(flags.get("name") or program.name)

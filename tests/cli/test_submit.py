@@ -45,7 +45,7 @@ def test_a_dry_run_shows_the_script_and_makes_nothing(capfdbinary, tmp_path):
     out = capfdbinary.readouterr().out.decode()
     assert "#SBATCH --nodes=2\n#SBATCH --time=4:00:00\n" in out
     assert "#SBATCH --qos=high\n" in out
-    assert f"{sys.executable} -m distrain launch --nproc=2 --module --grace=105 pkg.train --lr 'a b'\n" in out
+    assert f"{sys.executable} -m distrain launch --nproc=2 --module --grace=105 pkg.train --lr 'a b' ||" in out
     assert not (tmp_path / "runs").exists()
 
 
@@ -79,6 +79,29 @@ def test_without_slurm_it_says_so_and_still_renders(capfdbinary):
     assert b"sbatch is not on PATH, so nothing is submitted" in err
 
 
+FAKES = {
+    "sinfo": "echo 'main*|1:00:00'",
+    "sbatch": "echo '17;east'",
+    "scontrol": 'echo "$@" >>asked\n'
+    '[ "$1" = --clusters=east ] && echo "JobId=17 JobState=COMPLETED Reason=None ExitCode=0:0"',
+}
+
+
+def test_fake_slurm_a_job_of_another_cluster_is_asked_for_there(capfdbinary, tmp_path):
+    for name, text in FAKES.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    argv = ["--time=2:00:00", "--sbatch=--clusters=east,west", "train.py"]
+    assert main(["submit", "slurm", *argv]) == 0
+    out, err = capfdbinary.readouterr()
+    assert b"end it:    scancel --clusters=east 17\n" in out
+    assert b"longer than its partition allows" not in err
+    assert main(["submit", "slurm", "--array=0-3", *argv]) == 0
+    assert b"follow it: squeue --clusters=east --job=17\n" in capfdbinary.readouterr().out
+    assert main(["submit", "slurm", "--wait", *argv]) == 0
+    assert (tmp_path / "asked").read_text() == "--clusters=east show job --oneliner 17\n"
+
+
 def test_nothing_of_torch_is_imported():
     program = "import sys; from distrain.cli import main; main(['submit', 'slurm', '--dry-run', 'train.py']); " + (
         "sys.exit('torch' in sys.modules)"
@@ -102,6 +125,11 @@ def test_nothing_of_torch_is_imported():
         (["submit", "slurm", "--sbatch", "qos=high", "train.py"], "--sbatch: got 'qos=high'; give options of sbatch"),
         (["submit", "slurm", "--sbatch=--comment='a", "train.py"], "it does not read as words of a shell"),
         (["submit", "slurm", "--sbatch=-o x.log", "train.py"], "--sbatch: got '-o'; the log goes where distrain looks"),
+        (["submit", "slurm", "--sbatch=--outp=x.log", "train.py"], "--sbatch: got '--outp=x.log'; the log goes where"),
+        (["submit", "slurm", "--sbatch", "--error=x", "train.py"], "one argument, behind an equals sign: --sbatch="),
+        (["submit", "slurm", "--sbatch=--wait", "train.py"], "--sbatch: got '--wait', with which sbatch does not tell"),
+        (["submit", "slurm", "--sbatch=-W", "train.py"], "does not tell the job's number; give --wait."),
+        (["submit", "slurm", "--sbatch=--arr=0-3", "--wait", "train.py"], "--wait follows one job, and an array has"),
         (["submit", "slurm", "--array", "0-3", "--wait", "train.py"], "--wait follows one job, and an array has many"),
         (["submit", "slurm", "--name", "a/b", "train.py"], "--name: got 'a/b'"),
         (["submit", "slurm", "--dry-run", "--json", "train.py"], "a batch script is text"),

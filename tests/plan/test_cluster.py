@@ -238,6 +238,10 @@ def test_where_the_other_tasks_are_is_told_where_it_is_known(environ, hosts, tas
     [
         ({**A_TASK_A_RANK, "SLURM_STEP_TASKS_PER_NODE": "3(x2)"}, "Slurm's variables contradict each other: 8 tasks"),
         ({**A_TASK_A_RANK, "SLURM_STEP_TASKS_PER_NODE": "4(x"}, r"SLURM_STEP_TASKS_PER_NODE is '4\(x'"),
+        (
+            {**STEP, "SLURM_NODEID": "2", "SLURMD_NODENAME": "gpu09"},
+            "contradict each other: SLURM_NODEID is 2, .* 2 nodes",
+        ),
         ({**STEP, "SLURM_STEP_NUM_TASKS": "two"}, "SLURM_STEP_NUM_TASKS is 'two'"),
         ({**STEP, "SLURM_JOB_ID": "abc"}, "SLURM_JOB_ID is 'abc'; the scheduler sets a whole number there."),
         ({**STEP, "SLURM_JOB_ID": "47²"}, "SLURM_JOB_ID is"),

@@ -68,7 +68,8 @@ def test_the_words_are_those_of_the_launch(monkeypatch, flags):
         ({"nnodes": "3"}, {"nodes": "1-4"}),
         ({"nnodes": "1:4"}, {"nodes": "4"}),
         ({"node_rank": "0"}, {}),
-        ({"standalone": "1", "node_rank": "0"}, {"nodes": "2"}),
+        ({"standalone": "1", "node_rank": "0"}, {"nodes": "1"}),
+        ({"standalone": "1"}, {}),
     ],
 )
 def test_what_only_the_node_can_tell_is_not_refused(flags, options):
@@ -91,6 +92,8 @@ def test_gpus_that_are_asked_for_are_counted():
         ({"device": "xla", "xla_spmd": "1"}, (), "runs on one host so far, and there are 2 hosts"),
         ({"node_rank": "0"}, (), "--node-rank: got 0, and every node of the job would have it"),
         ({"local_addr": "10.0.0.1"}, (), "--local-addr: got 10.0.0.1, and every node"),
+        ({"standalone": "1"}, (), r"--standalone: every node of the job would train by itself \(--nodes 2\)"),
+        ({"standalone": "1", "node_rank": "0"}, ["-N1-3"], r"--standalone: .* \(--nodes 1-3\)"),
     ],
 )
 def test_what_contradicts_the_nodes_is_refused(flags, passed, said):

@@ -1,7 +1,7 @@
 import pytest
 
 from distrain.errors import UsageError
-from distrain.schedulers.slurm.options import check_options, gpus_of, nodes_of, value_of
+from distrain.schedulers.slurm.options import check_options, gives, gpus_of, nodes_of, value_of
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,24 @@ def test_numbers_are_read():
 )
 def test_a_word_for_sbatch_is_found(words, value):
     assert value_of(words, "nodes", "N") == value
+
+
+@pytest.mark.parametrize(
+    ("word", "option", "is_read_so"),
+    [
+        *((word, ("output", "o"), True) for word in ("--output=x", "--output", "--outp=x", "--ou", "-o", "-ox")),
+        *((word, ("output", "o"), False) for word in ("--o=x", "--outputs=x", "--open-mode=append", "--", "x")),
+        *((word, ("array", "a"), True) for word in ("--arr=0-3", "--ar", "-a0-3")),
+        *((word, ("array", "a"), False) for word in ("--a=0-3", "--account=me", "-A", "--partition=array")),
+        *((word, ("wait", "W"), True) for word in ("--wait", "-W")),
+        *((word, ("wait", "W"), False) for word in ("--wait-all-nodes=1", "--wai", "-w")),
+        *((word, ("gpus-per-node",), word == "--gpus-per-n=2") for word in ("--gpus-per-n=2", "--gpus-per=2")),
+    ],
+)
+def test_a_word_is_read_as_getopt_long_does(word, option, is_read_so):
+    assert gives(word, *option) is is_read_so
+
+
+def test_the_value_behind_an_abbreviation_is_found():
+    assert value_of(["--part", "gpu", "--gpus-per-n=a100:2"], "partition", "p") == "gpu"
+    assert value_of(["--part", "gpu", "--gpus-per-n=a100:2"], "gpus-per-node") == "a100:2"

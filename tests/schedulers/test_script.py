@@ -6,7 +6,7 @@ import pytest
 
 from distrain.errors import UsageError
 from distrain.schedulers.slurm.script import BatchJob, directive, render, seconds_of
-from tests.support.processes import run
+from tests.support.processes import REPOSITORY, run
 
 JOB = {
     "name": "train",
@@ -52,12 +52,31 @@ def test_bash_gets_every_word_back(tmp_path, job):
     assert run(["bash", script], env={**numbers, "DISTRAIN_RUN_DIR": "/else where"}).stdout.startswith("/else where\0")
 
 
+STRICT = "set -Eeuo pipefail; trap 'exit 9' ERR"
+"""What many put at the head of every script."""
+
+
+@pytest.mark.parametrize("setup", [[], ["set -e"], [STRICT]])
 @pytest.mark.parametrize(("code", "asks"), [(0, False), (1, False), (75, True), (143, False)])
-def test_only_a_saved_state_is_queued_again(tmp_path, code, asks):
+def test_only_a_saved_state_is_queued_again(tmp_path, setup, code, asks):
     script = tmp_path / "my job.sbatch"
-    script.write_text(f'srun() {{ return {code}; }}\ndistrain() {{ printf "%s|" "$@"; }}\n{render(PLAIN)}')
-    done = run(["bash", script], env={"SLURM_JOB_ID": "18"}).check(code)
+    text = render(BatchJob(**JOB, options=[("nodes", "1")], setup=setup))
+    script.write_text(f'srun() {{ return {code}; }}\ndistrain() {{ printf "%s|" "$@"; return 1; }}\n{text}')
+    done = run(["bash", script], env={"SLURM_JOB_ID": "18", "DISTRAIN_RUN_DIR": None}).check(code)
     assert done.stdout == (f"requeue|--budget=3|{script}|" if asks else "")
+
+
+@pytest.mark.parametrize("head", ["", STRICT])
+@pytest.mark.parametrize("name", ["array", "container", "requeue"])
+def test_a_script_to_copy_asks_also_where_a_shell_ends_at_errors(tmp_path, name, head):
+    script = tmp_path / "my job.sbatch"
+    stand_ins = 'srun() { return 75; }\nscontrol() { printf "%s|" "$@"; return 1; }\ndistrain() { scontrol "$@"; }'
+    stand_ins += "\napptainer() { :; }"
+    script.write_text(f"{stand_ins}\n{head}\n{(REPOSITORY / 'slurm' / f'{name}.sbatch').read_text()}")
+    numbers = dict.fromkeys(("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"), "1")
+    env = {**numbers, "SLURM_CPUS_PER_TASK": "8", "DISTRAIN_RUN_DIR": None, "IMAGE": None}
+    done = run(["bash", script], env=env).check(75)
+    assert done.stdout == ("requeue|1|" if name == "container" else f"requeue|{script}|")
 
 
 def test_a_run_directory_that_was_given_stays():
@@ -85,6 +104,13 @@ def test_a_word_of_the_head_is_quoted_as_a_shell_would_read_it(word):
 def test_a_line_break_cannot_stand_in_the_head():
     with pytest.raises(UsageError, match="line break"):
         render(BatchJob(**{**JOB, "name": "a\nb"}))
+
+
+@pytest.mark.parametrize("part", ["folder", "name"])
+def test_a_backslash_cannot_stand_in_the_path_of_the_log(part):
+    """sbatch(1): it means not to process any of the replacement symbols."""
+    with pytest.raises(UsageError, match="holds a backslash, with which sbatch does not put the job's number"):
+        render(BatchJob(**{**JOB, part: "/b\\s"}))
 
 
 @pytest.mark.parametrize(

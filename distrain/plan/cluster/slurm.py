@@ -93,11 +93,17 @@ def _in_step(environ: Mapping[str, str], job: int, name: str) -> Placement | Non
     }
     if num_tasks == len(hosts):
         host = environ.get("SLURMD_NODENAME", "")
+        node = hosts.index(host) if host in hosts else node
+        if node >= len(hosts):
+            raise UsageError(
+                f"Slurm's variables contradict each other: SLURM_NODEID is {node}, SLURMD_NODENAME {host!r}, and the "
+                f"step has {_counted(hosts)}. Variables of another job may be set: unset those that begin with SLURM."
+            )
         return Placement(
             **common,  # type: ignore[arg-type]
             detail=f"{where}, one task a node",
             nnodes=len(hosts),
-            node_rank=hosts.index(host) if host in hosts else node,
+            node_rank=node,
             hosts=tuple(hosts),
         )
     variable = "SLURM_STEP_TASKS_PER_NODE" if "SLURM_STEP_TASKS_PER_NODE" in environ else "SLURM_TASKS_PER_NODE"

@@ -37,13 +37,20 @@ def foresee(
         passed: Words for sbatch that are stronger than those.
 
     Raises:
-        UsageError: The launch would refuse its options, or every node would claim the same place.
+        UsageError: The launch would refuse its options, or every node would claim the same place or run directory.
     """
     environ = exported(environ, value_of(passed, "export"))
     nodes = value_of(passed, "nodes", "N") or options.get("nodes", "1")
     gpus = value_of(passed, "gpus-per-node") or options.get("gpus_per_node")
     num_gpus = gpus_of(gpus) if gpus else None
-    ahead = Ahead(placement=_first_of(nodes, _found(flags, environ), passed), gpus=num_gpus or None)
+    found = _found(flags, environ)
+    alone = found.get("standalone")
+    if alone is not None and nodes_of(nodes)[1] > 1:
+        raise UsageError(
+            f"{alone.where}: every node of the job would train by itself (--nodes {nodes}), all of them in one run "
+            "directory. Leave it out to join them, or submit a job of one node for each run."
+        )
+    ahead = Ahead(placement=_first_of(nodes, found, passed), gpus=num_gpus or None)
     plan = resolve(program, flags, environ=environ, ahead=ahead)
     several = plan.meeting is not None and plan.meeting.max_nodes > 1
     for said in (plan.settings.get(name) for name in _OF_ONE_NODE if several):

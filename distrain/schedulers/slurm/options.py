@@ -12,10 +12,13 @@ from itertools import zip_longest
 from distrain.errors import UsageError
 from distrain.schedulers.slurm.script import seconds_of
 
-__all__ = ["check_options", "gpus_of", "nodes_of", "value_of"]
+__all__ = ["check_options", "gives", "gpus_of", "nodes_of", "value_of"]
 
 _NODES = re.compile(r"(\d+)([kKmM]?)(?:-(\d+)([kKmM]?)(?::\d+)?)?", re.ASCII)
 _FACTOR = {"": 1, "k": 1024, "m": 1024**2}
+
+_SHORTEST = {"array": "ar", "gpus-per-node": "gpus-per-n", "output": "ou", "partition": "part"}
+"""How far sbatch takes an abbreviation of a long option, as getopt_long(3) does: as long as no other begins so."""
 
 _ENDLESS = ("infinite", "unlimited", "0", "-1")
 """Time limits that stand for the partition's own."""
@@ -95,9 +98,25 @@ def value_of(words: Sequence[str], long: str, short: str = "") -> str | None:
     """
     value = None
     for word, after in zip_longest(words, words[1:], fillvalue=""):
-        name, equals, text = word.partition("=")
-        if name == f"--{long}":
+        if not gives(word, long, short):
+            continue
+        if word.startswith("--"):
+            _, equals, text = word.partition("=")
             value = text if equals else after
-        elif short and word.startswith(f"-{short}") and not word.startswith("--"):
+        else:
             value = word[2:] or after
     return value
+
+
+def gives(word: str, long: str, short: str = "") -> bool:
+    """Return whether sbatch reads a word as this option, under its name, an abbreviation of that, or its letter.
+
+    Args:
+        word: The word.
+        long: The option's long name, without dashes.
+        short: Its letter, "" without one.
+    """
+    if word.startswith("--"):
+        name = word[2:].partition("=")[0]
+        return long.startswith(name) and name.startswith(_SHORTEST.get(long, long))
+    return bool(short) and word.startswith(f"-{short}")

@@ -50,13 +50,18 @@ class BatchJob:
 
     @property
     def log(self) -> str:
-        """The log's path as sbatch takes it, where `%j` (in an array `%A_%a`) stands for the job."""
-        job = "%A_%a" if self.is_array else "%j"
-        return f"{self._folder_of_log}/slurm-{job}-{self.name.replace('%', '%%')}.log"
+        """The log's path as sbatch takes it, where `%j` (in an array `%A_%a`) stands for the job.
 
-    @property
-    def _folder_of_log(self) -> str:
-        return self.folder.replace("%", "%%")
+        Raises:
+            UsageError: It holds a backslash, which has sbatch leave every `%j` as it is.
+        """
+        if "\\" in self.folder + self.name:
+            raise UsageError(
+                f"{self.folder}/…-{self.name}.log holds a backslash, with which sbatch does not put the job's number "
+                "into a log's name. Submit from a folder without one (--name names the job)."
+            )
+        job = "%A_%a" if self.is_array else "%j"
+        return f"{self.folder.replace('%', '%%')}/slurm-{job}-{self.name.replace('%', '%%')}.log"
 
     def log_of(self, job: str) -> str:
         """Return the log's path of a job that is no array.
@@ -82,7 +87,7 @@ def render(job: BatchJob) -> str:
         job: The job.
 
     Raises:
-        UsageError: An option of sbatch holds a line break, which a script's head cannot.
+        UsageError: An option of sbatch holds a line break, which a script's head cannot, or the log's path a backslash.
     """
     return "\n".join(_lines(job)) + "\n"
 
@@ -104,12 +109,12 @@ def _lines(job: BatchJob) -> Iterator[str]:
         yield "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not take it over in every release"
     yield ""
     yield "# One launch on each node, none of which is ended because another one is done first."
-    yield f"srun --kill-on-bad-exit=0 --wait=0 {shlex.join([*job.container, *job.launch])}"
-    yield "code=$?"
+    yield "code=0"
+    yield f"srun --kill-on-bad-exit=0 --wait=0 {shlex.join([*job.container, *job.launch])} || code=$?"
     yield ""
     yield f"# {EXIT_PREEMPTED}: asked to end, and the state is saved. Queue the job again, as long as it gets on."
     again = shlex.join([*job.requeue, f"--budget={job.budget}"])
-    yield f'[ "$code" != {EXIT_PREEMPTED} ] || {again} "$0"'
+    yield f'[ "$code" != {EXIT_PREEMPTED} ] || {again} "$0" || true'
     yield 'exit "$code"'
 
 
@@ -120,7 +125,7 @@ def _run_dir(job: BatchJob) -> Iterator[str]:
         return
     number = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if job.is_array else "$SLURM_JOB_ID"
     before, after = shlex.quote(f"{job.folder}/slurm-"), shlex.quote(f"-{job.name}")
-    yield f'[ -n "$DISTRAIN_RUN_DIR" ] || DISTRAIN_RUN_DIR={before}"{number}"{after}'
+    yield f'[ -n "${{DISTRAIN_RUN_DIR:-}}" ] || DISTRAIN_RUN_DIR={before}"{number}"{after}'
     yield "export DISTRAIN_RUN_DIR"
 
 

@@ -61,16 +61,17 @@ def parse(text: str) -> JobState | None:
     )
 
 
-def ask(job: str) -> JobState | None:
+def ask(job: str, cluster: str = "") -> JobState | None:
     """Return a job's state; None where Slurm does not answer or has forgotten the job.
 
     Args:
         job: Its id.
+        cluster: Its cluster, "" for the one here.
     """
+    there = [f"--clusters={cluster}"] if cluster else []
+    words = ["scontrol", *there, "show", "job", "--oneliner", job]
     try:
-        told = subprocess.run(
-            ["scontrol", "show", "job", "--oneliner", job], capture_output=True, text=True, check=False, timeout=60
-        )
+        told = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return parse(told.stdout)

@@ -27,8 +27,8 @@ class SubmissionError(DistrainError):
     """Slurm did not take a job, or does not answer any more."""
 
 
-def submit(script: str, *, folder: Path) -> str:
-    """Submit a batch script; return the job's id.
+def submit(script: str, *, folder: Path) -> tuple[str, str]:
+    """Submit a batch script; return the job's id, and its cluster, "" where that is the one here.
 
     Args:
         script: The script.
@@ -48,15 +48,19 @@ def submit(script: str, *, folder: Path) -> str:
         said = done.stderr.decode(errors="replace").strip().removeprefix("sbatch: error: ")
         raise SubmissionError(f"sbatch refuses the job: {said}. --dry-run shows the script.")
     sys.stderr.write(done.stderr.decode(errors="replace"))
-    return done.stdout.decode().strip().partition(";")[0]
+    number, _, cluster = done.stdout.decode().strip().partition(";")
+    return number, cluster
 
 
-def follow(job: str, batch: BatchJob, *, show: Callable[[bytes], object], say: Callable[[str], object]) -> int:
+def follow(
+    job: str, batch: BatchJob, *, cluster: str = "", show: Callable[[bytes], object], say: Callable[[str], object]
+) -> int:
     """Show a job's log until the job is over, those that it is resubmitted as included; return its exit code.
 
     Args:
         job: The job's id.
         batch: What was submitted.
+        cluster: The job's cluster, "" for the one here.
         show: Takes what the job has written.
         say: Takes a line on the job's state.
 
@@ -65,7 +69,7 @@ def follow(job: str, batch: BatchJob, *, show: Callable[[bytes], object], say: C
     """
     run_dir = RunDir(root=Path(batch.run_dir_of(job)))
     while True:
-        code = _follow(job, Path(batch.log_of(job)), show=show, say=say)
+        code = _follow(job, Path(batch.log_of(job)), cluster=cluster, show=show, say=say)
         following = _resubmitted_as(run_dir, job) if code == EXIT_PREEMPTED else None
         if following is None:
             return code
@@ -73,11 +77,11 @@ def follow(job: str, batch: BatchJob, *, show: Callable[[bytes], object], say: C
         job = following
 
 
-def _follow(job: str, log: Path, *, show: Callable[[bytes], object], say: Callable[[str], object]) -> int:
+def _follow(job: str, log: Path, *, cluster: str, show: Callable[[bytes], object], say: Callable[[str], object]) -> int:
     shown, told = 0, ""
     answered_s = time.monotonic()
     while True:
-        now = state.ask(job)
+        now = state.ask(job, cluster)
         shown += _show_new(log, shown, show)
         if now is None:
             if time.monotonic() - answered_s > LOST_AFTER_S:
