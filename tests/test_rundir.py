@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from distrain.rundir import as_typed, write_once
+from distrain.rundir import RunDir, as_typed, write_once
 
 
 @pytest.mark.parametrize("has_links", [True, False])
@@ -55,3 +55,14 @@ def test_a_path_is_shown_whole_where_the_current_folder_was_removed(tmp_path, mo
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     assert as_typed(tmp_path / "run") == str(tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", ['{"root_cause": {"attempt": 2}}', "{", '{"root_cause": {"attempt": 7}}'])
+def test_the_report_of_an_earlier_launch_goes_to_its_attempt(tmp_path, content):
+    rundir = RunDir(root=tmp_path)
+    rundir.put_away_failure()
+    rundir.attempt_dir(2).mkdir()
+    rundir.failure.write_text(content)
+    rundir.put_away_failure()
+    assert not rundir.failure.exists()
+    assert (rundir.attempt_dir(2) / "failure.json").exists() is ("2" in content)

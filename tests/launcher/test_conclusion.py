@@ -10,7 +10,7 @@ import pytest
 from distrain.launcher.conclusion import Ending, conclude
 from distrain.launcher.outcome import Outcome
 from distrain.rundir import RunDir
-from distrain.supervision.failure import Report, to_json
+from distrain.supervision.failure import Report, Standing, to_json
 
 
 @pytest.fixture
@@ -74,6 +74,22 @@ PASSED = {"outcome": "ended", "code": 143, "error": "node 1 was stopped by SIGTE
 )
 def test_a_run_that_did_not_fail_says_it_in_one_line(ending, known, status, code, said):
     assert concluded(replace(ending, **known)) == (status, code, [said])
+
+
+@pytest.mark.parametrize(
+    ("change", "is_told"),
+    [
+        ({"traceback": "Traceback …\nOSError: No space left"}, True),
+        ({}, False),
+        ({"traceback": "Traceback …", "standing": Standing.CUT_OFF}, False),
+    ],
+)
+def test_what_fails_while_the_run_is_being_ended_is_told(ending, failure, change, is_told):
+    """A rank that only ends, with a code of its own, has done as it was asked; a peer's loss follows from that."""
+    failure = replace(failure, root_cause=replace(failure.root_cause, **change))
+    end = conclude(replace(ending, stopped_by=signal.SIGTERM, failure=failure), took="3.0 s", where="there")
+    assert (end.status, end.exit_code) == ("interrupted", 143)
+    assert end.told == ((failure,) if is_told else ()) + ("ended by SIGTERM after 3.0 s · there",)
 
 
 def test_a_failure_gives_the_exit_code_and_why_it_is_not_tried_again(ending, failure):

@@ -14,7 +14,7 @@ from tests.support.launching import events, launching
 from tests.support.processes import wait_until
 
 TRAIN = """\
-import os, signal, sys, threading, time
+import io, os, signal, sys, threading, time
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
@@ -48,6 +48,15 @@ def skip():
 
 def sleep():
     time.sleep(3600)
+
+class SlowFile(io.BytesIO):
+    def write(self, data):
+        time.sleep(0.15)
+        return super().write(data)
+
+def save():
+    torch.save([torch.zeros(1) for _ in range(4)], SlowFile())
+    print("saved", flush=True)
 
 def loader():
     pass
@@ -182,6 +191,16 @@ def test_after_a_hang_the_next_attempt_begins(tmp_path, train):
     assert "finished" in out
     assert "attempt 0 failed, starting the next · root cause: rank 1" in err
     assert ": Hang: " in err
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("options", [(), ("--no-fork-server",)], ids=["warm", "plain"])
+def test_saving_with_torch_is_no_hang(tmp_path, train, options):
+    with start(train, "save", *options, cwd=tmp_path) as live:
+        live.wait_for_output("saved", 1)
+        code, _, err = live.end(60)
+    assert code == 0, err
+    assert events(live.run_dir, "hang") == []
 
 
 @pytest.mark.deep

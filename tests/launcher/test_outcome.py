@@ -99,6 +99,23 @@ def test_ranks_that_we_ended_are_not_counted_as_failed_too(outcome):
     assert [each.rank for each in outcome.failure().consequences] == [3]
 
 
+@pytest.mark.parametrize(("beats", "steps", "expected"), [(0, 0, 0), (50, 0, None), (7, 6, 6)])
+def test_a_rank_that_showed_life_without_a_step_may_be_anywhere(outcome, beats, steps, expected):
+    start(outcome, 0)
+    beat = Beat(rank=1, pid=11, beats=beats, steps=steps, last_ns=3, slowest_ns=1, state="going")
+    outcome.worker_exited({"rank": 1, "pid": 11, "exit_code": 1, "monotonic_ns": 5}, beat)
+    assert outcome.failure().root_cause.step == expected
+
+
+def test_nobody_counts_the_steps_of_a_foreign_program(tmp_path):
+    rundir = RunDir(root=tmp_path)
+    outcome = Outcome(rundir, Vigil(2, rundir, None, foreign="a program of --no-python"))
+    start(outcome, 0)
+    beat = Beat(rank=1, pid=11, beats=0, steps=0, last_ns=0, slowest_ns=0, state="not begun")
+    outcome.worker_exited({"rank": 1, "pid": 11, "exit_code": 1, "monotonic_ns": 5}, beat)
+    assert outcome.failure().root_cause.step is None
+
+
 def test_what_a_rank_left_on_the_board_is_taken_before_the_disk(outcome):
     start(outcome, 0)
     record = {"pid": 11, "type": "OSError", "message": "[Errno 28] full", "traceback": "T", "exit_code": 1}

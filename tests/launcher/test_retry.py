@@ -29,6 +29,11 @@ def test_the_same_error_at_the_same_step_twice_is_not():
     assert "at step 12 twice" in why_not_again(ERROR, ERROR)
 
 
+def test_addresses_and_numbers_in_the_message_make_no_other_error():
+    said = [replace(ERROR, what=f"ValueError: bad <object at 0x7f{pid:x}> in pid {pid}") for pid in (4711, 4812)]
+    assert "at step 12 twice" in why_not_again(*said)
+
+
 @pytest.mark.parametrize("change", [{"step": 13}, {"what": "ValueError: other"}, {"place": "train.py:8"}])
 def test_another_error_or_another_step_is(change):
     assert why_not_again(ERROR, replace(ERROR, **change)) is None

@@ -60,6 +60,16 @@ def test_the_slowest_gap_is_kept_and_a_pause_is_none(board, monkeypatch):
     assert (beat.slowest_ns, beat.last_ns, beat.state) == (700, now, "going")
 
 
+def test_a_pause_within_a_pause_does_not_end_it(board):
+    heartbeat.open_slot(board.variable(0))
+    heartbeat.heartbeat()
+    with heartbeat.paused():
+        with heartbeat.paused():
+            pass
+        assert board.look(0, rank=0).state == "paused"
+    assert board.look(0, rank=0).state == "going"
+
+
 def test_a_pause_before_the_first_step_is_not_a_beginning(board):
     heartbeat.open_slot(board.variable(0))
     with heartbeat.paused():
