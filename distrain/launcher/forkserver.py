@@ -27,7 +27,14 @@ from typing import Any, NoReturn
 
 from distrain.launcher.protocol import AgentJob, Channel, agent_job, worker_job
 from distrain.supervision.process_state import catches
-from distrain.supervision.reaping import adopt_orphans, die_with_parent, kill_descendants, outlive_parent, reap
+from distrain.supervision.reaping import (
+    adopt_orphans,
+    descendants,
+    die_with_parent,
+    kill_descendants,
+    outlive_parent,
+    reap,
+)
 from distrain.supervision.stacks import STACKS_SIGNAL
 
 __all__ = ["AGENT_PRELOAD", "WORKER_PRELOAD", "ForkServer", "main", "num_threads"]
@@ -77,6 +84,7 @@ class ForkServer:
         self._agent_pid = 0
         self._workers: dict[int, int] = {}
         self._asked: set[int] = set()
+        self._attempt: int | None = None
         self._single_threaded = False
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -194,6 +202,9 @@ class ForkServer:
     def _spawn(self, message: dict[str, Any]) -> Next | None:
         job = worker_job(message)
         job = replace(job, warm=job.warm and self._single_threaded)
+        if self._attempt not in (None, job.attempt):
+            self._end_what_is_left()
+        self._attempt = job.attempt
         server_pid = os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -216,6 +227,14 @@ class ForkServer:
         )
         return None
 
+    def _end_what_is_left(self) -> None:
+        """End what the workers of a round have started, before those of the next one want its ports and memory.
+
+        No signal to the session of a rank reaches what it has put into another one, or what outlives it.
+        """
+        agents = frozenset({self._agent_pid, *descendants(self._agent_pid)})
+        kill_descendants(spare=agents, tell=self._ended)
+
     def _kill(self, pid: int, sig: int) -> None:
         """Signal a worker and its session. Only its parent can do so without hitting a later owner of the pid."""
         if pid not in self._workers:
@@ -234,14 +253,17 @@ class ForkServer:
             except BlockingIOError:
                 break
         for pid, code in reap():
-            ended = {"pid": pid, "exit_code": code, "monotonic_ns": time.monotonic_ns()}
-            if pid == self._agent_pid:
-                self._hear_agent_out()
-                self._tell_supervisor("agent_exited", **ended)
-            elif pid in self._workers:
-                self._worker_ended(**ended)
-            else:
-                self._other_ended(pid)
+            self._ended(pid, code)
+
+    def _ended(self, pid: int, exit_code: int) -> None:
+        ended = {"pid": pid, "exit_code": exit_code, "monotonic_ns": time.monotonic_ns()}
+        if pid == self._agent_pid:
+            self._hear_agent_out()
+            self._tell_supervisor("agent_exited", **ended)
+        elif pid in self._workers:
+            self._worker_ended(**ended)
+        else:
+            self._other_ended(pid)
 
     def _worker_ended(self, *, pid: int, exit_code: int, monotonic_ns: int) -> None:
         rank = self._workers.pop(pid)

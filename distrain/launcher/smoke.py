@@ -2,9 +2,9 @@
 
     first start    ranks leave their findings in <run directory>/smoke and fail on purpose when a checkpoint is taken
     second start   torch's agent starts them again, as after any failure; they go on from that checkpoint
-    end            what is left of the processes is noted, the findings are judged, a table says what came of it
+    end            the findings are judged, a table says what came of it
 
-Without a checkpoint there is one start.
+After each start it is noted what is left of the processes. Without a checkpoint there is one start.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class SmokeTest:
         deadline = time.monotonic() + LEAVES_WITHIN_S
         while (left := _living(ours)) and time.monotonic() < deadline:
             time.sleep(POLL_S)
-        self._left = [f"{name} (pid {pid})" for pid, name in left.items()]
+        self._left += [f"{name} (pid {pid})" for pid, name in left.items()]
 
     def conclude(self, trouble: str) -> int:
         """Judge.

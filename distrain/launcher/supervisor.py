@@ -101,6 +101,7 @@ class Supervisor:
         self._blow: Blow | None = None
         self._not_retried: str | None = None
         self._agent_pid = 0
+        self._spare: frozenset[int] = frozenset()
         self._agent_report: dict[str, Any] = {}
         self._scratch = Scratch()
         self._signals = IncomingSignals({*_ENDING, *plan.signals, "SIGWINCH"})
@@ -121,7 +122,7 @@ class Supervisor:
             raise
 
     def _run(self) -> int:
-        spare = frozenset(descendants(os.getpid()))
+        self._spare = frozenset(descendants(os.getpid()))
         adopt_orphans()
         with self._signals.taken_over() as wake_fd:
             try:
@@ -129,9 +130,9 @@ class Supervisor:
                 self._start()
                 self._watch(wake_fd)
                 if self._smoke:
-                    self._smoke.note_left({*spare, self._server.pid, self._agent_pid})
+                    self._smoke.note_left({*self._spare, self._server.pid, self._agent_pid})
             finally:
-                self._stuck = kill_descendants(spare=spare)
+                self._stuck = kill_descendants(spare=self._spare)
                 self._scratch.remove()
             self._control.close()
             self._server.poll()  # it has ended, and was reaped as everybody is
@@ -271,6 +272,7 @@ class Supervisor:
     def _on_agent_failed(self, message: dict[str, Any]) -> None:
         """The attempt has failed, and all its workers have ended: say whether another one makes sense."""
         if self._smoke and self._smoke.begins_again():
+            self._smoke.note_left({*self._spare, self._server.pid, self._agent_pid})
             self._say(f"starting all ranks again from the checkpoint after iteration {self._smoke.saved_at()}")
             self._control.send("verdict", retry=True, report=None)
             return

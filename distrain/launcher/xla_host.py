@@ -101,7 +101,8 @@ class XlaHost(ForkServer):
     def _begin_round(self) -> None:
         """Give a runner what is wanted, all ranks of a round at once.
 
-        The runner of the round before has to end first, with all its ranks: they hold the devices.
+        The runner of the round before has to end first, with all its ranks and what these have started: they hold the
+        devices, and a child that was forked holds its rank's connection as well.
         """
         job = self.await_job()
         if len(self._wanted) < job.nproc:
@@ -111,7 +112,10 @@ class XlaHost(ForkServer):
                 _kill_group(self._runner.pid)
             for pid in self._ranks:
                 self._signal(pid, signal.SIGKILL)
-            if self._runner is not None or self._channels:
+            if self._runner is not None:
+                return
+            self._end_what_is_left()
+            if self._channels:
                 return
             self._jobs, self._ranks = [], {}
             self.start_runner()

@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from distrain.supervision.cleaners import cleans_up, socket_folder
@@ -103,7 +103,12 @@ def reap() -> Iterator[tuple[int, int]]:
         yield pid, os.waitstatus_to_exitcode(status)
 
 
-def kill_descendants(*, spare: frozenset[int] = frozenset(), deadline_s: float = 10.0) -> list[int]:
+def kill_descendants(
+    *,
+    spare: frozenset[int] = frozenset(),
+    deadline_s: float = 10.0,
+    tell: Callable[[int, int], object] | None = None,
+) -> list[int]:
     """Kill every descendant of this process and collect them, orphans included after `adopt_orphans()`.
 
     Those that clean up behind the others are left a moment for it.
@@ -111,6 +116,8 @@ def kill_descendants(*, spare: frozenset[int] = frozenset(), deadline_s: float =
     Args:
         spare: Descendants that are not ours to kill, by pid.
         deadline_s: How long to wait for the kernel to let them go.
+        tell: Called with the pid and the exit code of each child that is collected meanwhile, as `reap` yields them;
+            one that was spared may end just then.
 
     Returns:
         The pids that would not go, stuck inside the kernel; almost always none.
@@ -129,8 +136,9 @@ def kill_descendants(*, spare: frozenset[int] = frozenset(), deadline_s: float =
             if pid not in may_clean:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
-        for _ in reap():
-            pass
+        for ended in reap():
+            if tell is not None:
+                tell(*ended)
         if time.monotonic() > deadline:
             break
         time.sleep(0.005)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.launching import Live, events, launching
+from tests.support.launching import Live, events, launch, launching
 from tests.support.processes import Process, descendants, is_alive, wait_until
 
 FAMILY = """\
@@ -49,6 +49,27 @@ LIVES_S = {"fork server": 7, "agent": 5, "worker": 4, "loader": 2, "grandchild":
 """The members of a run below the supervisor, and about how long each lives when nothing happens."""
 
 
+LEAVES = """\
+import json, os, pathlib, signal, subprocess, sys, time
+
+attempt, rank = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), os.environ["RANK"]
+here = pathlib.Path(sys.argv[1])
+if attempt == 1:
+    left = [pid for path in here.iterdir() for pid in json.loads(path.read_text()) if os.path.exists(f"/proc/{pid}")]
+    print("left", left, flush=True)
+    sys.exit()
+started = [subprocess.Popen(["sleep", "8888"], start_new_session=apart) for apart in (False, True)]
+(here / ("." + rank)).write_text(json.dumps([each.pid for each in started]))
+(here / ("." + rank)).rename(here / rank)
+while len(list(here.glob("[01]"))) < 2:
+    time.sleep(0.01)
+if rank == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(1000)
+"""
+"""What the ranks of the first attempt start, of which each of the second one prints what is still there."""
+
+
 def of_the_run(pid: int, known: set[int]) -> set[int]:
     """Return what lives of a run now; who has lost its parent is a child of this process, the reaper of orphans."""
     return {process.pid for process in descendants(os.getpid())} - known | ({pid} if is_alive(pid) else set())
@@ -83,6 +104,19 @@ def test_the_supervisor_is_killed_at_any_moment(tmp_path, family, count):
             end = time.monotonic() + draw.uniform(0, 5)
             wait_until(lambda end=end: time.monotonic() > end, 10, what="the moment")
             kill_and_look(live, live.process.pid, known)
+
+
+@pytest.mark.parametrize("options", [(), pytest.param(("--no-fork-server",), marks=pytest.mark.deep)])
+def test_what_a_failed_attempt_has_started_ends_before_the_next_one_begins(tmp_path, options):
+    """Also what has a session of its own, and what the rank that died has left in its own."""
+    script, started = tmp_path / "train.py", tmp_path / "started"
+    script.write_text(LEAVES)
+    started.mkdir()
+    retried = ("--max-restarts", "1", "--device", "cpu", "--nproc", "2", "--run-dir", "run")
+    launch(*retried, *options, script, started, cwd=tmp_path).check()
+    assert len(list(started.iterdir())) == 2
+    for rank in (0, 1):
+        assert (tmp_path / f"run/attempt-1/rank-{rank}/stdout.log").read_text() == "left []\n"
 
 
 def members(live: Live, kind: str) -> list[Process]:

@@ -52,7 +52,9 @@ adopt_orphans()
 shell = subprocess.Popen(["sh", "-c", "setsid sh -c 'sleep 1000 & echo $!; sleep 1000' & wait"], stdout=subprocess.PIPE)
 orphan = int(shell.stdout.readline())
 shell.kill()
-print("left", kill_descendants(spare=spare))
+told = {}
+print("left", kill_descendants(spare=spare, tell=told.__setitem__))
+print("told", told.keys() >= {shell.pid, orphan}, set(told.values()))
 print("gone", not os.path.exists(f"/proc/{orphan}"), "spared", spared.poll() is None)
 spared.kill()
 """
@@ -60,4 +62,4 @@ spared.kill()
 
 def test_the_whole_tree_ends_orphans_and_other_sessions_included():
     done = run([sys.executable, "-c", KILL_THE_TREE], cwd=REPOSITORY).check()
-    assert done.stdout.splitlines() == ["left []", "gone True spared True"]
+    assert done.stdout.splitlines() == ["left []", "told True {-9}", "gone True spared True"]
