@@ -243,7 +243,7 @@ class Outcome:
         if found is None:
             return None
         where = self._whereabouts([found.rank]).get(found.rank)
-        message = f"did not take part in what rank {first.rank} waited for{f'; it was in {where}' if where else ''}"
+        message = f"did not take part in what rank {first.rank} waited for{f'; it was {where}' if where else ''}"
         return replace(
             found, kind="Timeout", message=message, exit_code=first.exit_code, standing=Standing.CAUSE, reason=""
         )

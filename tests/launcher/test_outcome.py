@@ -235,13 +235,41 @@ def test_a_rank_of_another_node_that_had_left_is_named(outcome, tmp_path):
     assert outcome.failure().root_cause.rank == 0
 
 
+BUSY = 'File "train.py", line 7 in load'
+
+
+@pytest.fixture
+def watched(tmp_path):
+    """An outcome that knows where the ranks stand; this process does not answer the signal for stacks, and gets none."""
+    rundir = RunDir(root=tmp_path)
+    vigil = Vigil(5, rundir, None)
+    outcome = Outcome(rundir, vigil)
+    for rank in range(2):
+        message = {"attempt": 0, "rank": rank, "local_rank": rank, "pid": os.getpid()}
+        outcome.worker_started(message)
+        vigil.worker_started(message)
+        rundir.rank_dir(0, rank).mkdir(parents=True)
+    return outcome
+
+
+def test_a_rank_that_did_not_come_is_named_with_where_it_was(watched, tmp_path):
+    rundir = RunDir(root=tmp_path)
+    rundir.stacks(0, 1).write_text(f"Current thread 0x1 (most recent call first):\n  {BUSY}\n")
+    record = {"pid": 10, "type": "RuntimeError", "message": LATE, "traceback": "T", "exit_code": 1, "monotonic_ns": 3}
+    rundir.exception(0, 0).write_text(json.dumps(record))
+    exited(watched, 0, 1, 4)
+    exited(watched, 1, -15, 5)
+    cause = watched.failure().root_cause
+    assert cause.rank == 1
+    assert cause.message == "did not take part in what rank 0 waited for; it was in load (line 7 of train.py)"
+
+
 def test_the_clues_for_other_nodes_are_who_left_and_who_waits_for_nobody(tmp_path):
     rundir = RunDir(root=tmp_path)
     vigil = Vigil(5, rundir, None)
     outcome = Outcome(rundir, vigil)
-    busy = 'File "train.py", line 7 in load'
     waiting = 'File "x/site-packages/torch/distributed/distributed_c10d.py", line 9 in barrier'
-    for rank, frame in enumerate((busy, busy, busy, waiting)):
+    for rank, frame in enumerate((BUSY, BUSY, BUSY, waiting)):
         path = rundir.stacks(0, rank)
         path.parent.mkdir(parents=True)
         path.write_text(f"Current thread 0x1 (most recent call first):\n  {frame}\n")
