@@ -17,11 +17,11 @@ from distrain.rundir import RunDir
 from distrain.supervision.beat import Beat
 from distrain.supervision.classify import classify, did_not_take_part, root_cause
 from distrain.supervision.failure import Exit, Failure, Report, Standing, describe, frames_of, recorded_in
-from distrain.supervision.frames import Frame, is_library
+from distrain.supervision.frames import is_library
 from distrain.supervision.hints import hints_for
 from distrain.supervision.logs import tail_lines
 from distrain.supervision.report import rank_names
-from distrain.supervision.stacks import whereabouts
+from distrain.supervision.stacks import Thread, whereabouts
 
 __all__ = ["EXIT_HANG", "Outcome"]
 
@@ -298,7 +298,7 @@ class Outcome:
         verdict = classify(exit_code, record, tail, was_asked=was_asked)
         kind, message = describe(exit_code, said, stderr_tail=tail, memory=self._out_of_memory(end))
         has_raised = said is not None and said["type"] != "SystemExit"
-        frames = self._crashed_in(end) if said is None else frames_of(said)
+        crashed = self._crashed(end) if said is None else None
         return Failure(
             rank=end.rank,
             host=socket.gethostname(),
@@ -312,7 +312,8 @@ class Outcome:
             reason=verdict.reason,
             step=self._step(end.rank),
             traceback=said["traceback"] if said is not None and has_raised else "",
-            frames=frames,
+            frames=crashed.frames if crashed is not None else frames_of(said or {}),
+            thread="" if crashed is None or crashed.is_main else crashed.title,
             log_tail=tail[-_SHOWN_LINES:],
             log_path=str(log),
         )
@@ -322,10 +323,10 @@ class Outcome:
         beat = self._beats.get(rank)
         return None if beat is None else beat.iteration or beat.steps
 
-    def _crashed_in(self, end: Exit) -> tuple[Frame, ...]:
-        """Return where Python was when native code brought a rank down."""
+    def _crashed(self, end: Exit) -> Thread | None:
+        """Return the thread in which native code brought a rank down."""
         dump = None if self._vigil is None or end.exit_code >= 0 else self._vigil.last_words(end.rank)
-        return dump.frames if dump is not None and dump.fatal else ()
+        return dump.crashed if dump is not None and dump.fatal else None
 
     def _memory(self, root: Failure) -> str:
         """Return what the memory has to do with it, also where a DataLoader's process was killed and not the rank."""

@@ -92,6 +92,7 @@ class Failure:
         step: The optimizer steps it had done; None when not known.
         traceback: Its uncaught exception's, "" when there was none.
         frames: The frames of that traceback, or where Python was when it crashed; most recent call last.
+        thread: The thread that crashed there, by name or identity; "" for the main one.
         log_tail: The last lines it wrote to standard error, oldest first.
         log_path: The file they come from.
     """
@@ -109,6 +110,7 @@ class Failure:
     step: int | None = None
     traceback: str = ""
     frames: Sequence[Frame] = ()
+    thread: str = ""
     log_tail: Sequence[str] = ()
     log_path: str = ""
 
@@ -316,6 +318,7 @@ def _to_json(failure: Failure) -> dict[str, Any]:
         "standing": int(failure.standing),
         "traceback": failure.traceback,
         "frames": [{"file": f.file, "line": f.line, "function": f.function, "code": f.code} for f in failure.frames],
+        "thread": failure.thread,
         "log_path": failure.log_path,
         "log_tail": list(failure.log_tail),
     }

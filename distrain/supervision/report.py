@@ -132,7 +132,8 @@ def _traceback(cause: Failure) -> list[str]:
     if not cause.frames:
         return []
     what = "ended itself" if cause.kind.startswith("exit code") else "was"
-    return [f"where it {what}, most recent call last:", *("  " + line for line in fold(cause.frames))]
+    thread = f", in thread {cause.thread}" if cause.thread else ""
+    return [f"where it {what}{thread}, most recent call last:", *("  " + line for line in fold(cause.frames))]
 
 
 def _standard_error(cause: Failure) -> list[str]:

@@ -70,6 +70,11 @@ class Thread:
     frames: tuple[Frame, ...]
 
     @property
+    def title(self) -> str:
+        """Its name, or else its identity."""
+        return self.name or self.ident
+
+    @property
     def is_users(self) -> bool:
         """Whether code of the user's is on its stack."""
         return any(not is_library(frame.file) for frame in self.frames)
@@ -98,6 +103,11 @@ class Dump:
     def frames(self) -> tuple[Frame, ...]:
         """The main thread's frames, the most recent call last; () when there are none."""
         return self.main.frames if self.main else ()
+
+    @property
+    def crashed(self) -> Thread | None:
+        """The thread that the signal struck; the main one where that has no Python frames, as threads of C++ have."""
+        return next((thread for thread in self.threads if thread.is_current and thread.frames), self.main)
 
 
 def parse(text: str) -> list[Dump]:
@@ -345,7 +355,7 @@ def _render_group(each: Group, states: Mapping[int, ProcessState | None], *, odd
     for thread in each.dump.threads:
         if not thread.is_main and (thread.is_users or (each.dump.fatal and thread.is_current)):
             crashed = ", which crashed" if each.dump.fatal and thread.is_current else ""
-            yield f"  thread {thread.name or thread.ident}{crashed}:"
+            yield f"  thread {thread.title}{crashed}:"
             yield from (f"    {line}" for line in fold(_with_code(thread.frames)))
 
 

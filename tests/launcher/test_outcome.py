@@ -264,6 +264,35 @@ def test_a_rank_that_did_not_come_is_named_with_where_it_was(watched, tmp_path):
     assert cause.message == "did not take part in what rank 0 waited for; it was in load (line 7 of train.py)"
 
 
+CRASH = """\
+Fatal Python error: Segmentation fault
+
+Current thread 0x00007fa0860286c0 (most recent call first):
+{current}
+Thread 0x00007fa0a8e86b80 (most recent call first):
+  File "train.py", line 9 in <module>
+  File "/x/distrain/launcher/bootstrap.py", line 306 in run_script
+  File "<string>", line 6 in <module>
+
+Extension modules: numpy, torch._C (total: 2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("current", "place", "thread"),
+    [
+        ('  File "a.py", line 5 in crash\n', ("a.py", 5, "crash"), "0x00007fa0860286c0"),
+        ("  <no Python frame>\n", ("train.py", 9, "<module>"), ""),
+    ],
+)
+def test_a_crash_is_placed_in_the_thread_that_crashed(watched, tmp_path, current, place, thread):
+    RunDir(root=tmp_path).stacks(0, 1).write_text(CRASH.format(current=current))
+    exited(watched, 1, -11, 4)
+    cause = watched.failure().root_cause
+    assert [(frame.file, frame.line, frame.function) for frame in cause.frames] == [place]
+    assert cause.thread == thread
+
+
 def test_the_clues_for_other_nodes_are_who_left_and_who_waits_for_nobody(tmp_path):
     rundir = RunDir(root=tmp_path)
     vigil = Vigil(5, rundir, None)

@@ -151,6 +151,13 @@ def test_a_death_by_signal(golden):
     golden("failure-signal.txt", text + "\n")
 
 
+def test_a_crash_in_another_thread_than_the_main_one_says_so():
+    cause = crashed(11, frames=(Frame(file="/home/ann/a.py", line=5, function="crash"),), thread="0x7fa0")
+    lines = render(report(cause)).splitlines()
+    place = lines.index("  where it was, in thread 0x7fa0, most recent call last:")
+    assert lines[place + 1] == '    File "/home/ann/a.py", line 5, in crash'
+
+
 def test_out_of_memory(golden):
     memory = (
         "killed by the kernel, out of memory: the control group's limit is 512 MiB and its oom_kill counter rose; "
