@@ -21,7 +21,7 @@ from distrain.supervision.frames import is_library
 from distrain.supervision.hints import hints_for
 from distrain.supervision.logs import tail_lines
 from distrain.supervision.report import rank_names
-from distrain.supervision.stacks import Thread, whereabouts
+from distrain.supervision.stacks import Thread, part_crash, whereabouts
 
 __all__ = ["EXIT_HANG", "Outcome"]
 
@@ -30,6 +30,7 @@ EXIT_HANG = 124
 
 _LOG_LINES = 200
 _SHOWN_LINES = 20
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 _COLLECTED_NS = 2_000_000_000
 
 
@@ -298,7 +299,7 @@ class Outcome:
         verdict = classify(exit_code, record, tail, was_asked=was_asked)
         kind, message = describe(exit_code, said, stderr_tail=tail, memory=self._out_of_memory(end))
         has_raised = said is not None and said["type"] != "SystemExit"
-        crashed = self._crashed(end) if said is None else None
+        crashed, rest = self._crashed(end, tail) if said is None else (None, tail)
         return Failure(
             rank=end.rank,
             host=socket.gethostname(),
@@ -314,7 +315,7 @@ class Outcome:
             traceback=said["traceback"] if said is not None and has_raised else "",
             frames=crashed.frames if crashed is not None else frames_of(said or {}),
             thread="" if crashed is None or crashed.is_main else crashed.title,
-            log_tail=tail[-_SHOWN_LINES:],
+            log_tail=rest[-_SHOWN_LINES:],
             log_path=str(log),
         )
 
@@ -323,10 +324,16 @@ class Outcome:
         beat = self._beats.get(rank)
         return None if beat is None else beat.iteration or beat.steps
 
-    def _crashed(self, end: Exit) -> Thread | None:
-        """Return the thread in which native code brought a rank down."""
+    def _crashed(self, end: Exit, tail: list[str]) -> tuple[Thread | None, list[str]]:
+        """Return the thread in which native code brought a rank down, and what is on standard error beside its stack.
+
+        The stack is there, and not in the rank's file, when the program has enabled faulthandler for itself.
+        """
         dump = None if self._vigil is None or end.exit_code >= 0 else self._vigil.last_words(end.rank)
-        return dump.crashed if dump is not None and dump.fatal else None
+        said, rest = part_crash(tail) if -end.exit_code in _CRASHES else (None, tail)
+        found = dump if dump is not None and dump.fatal else said
+        thread = found.crashed if found is not None else None
+        return (thread, rest) if thread is not None and thread.frames else (None, tail)
 
     def _memory(self, root: Failure) -> str:
         """Return what the memory has to do with it, also where a DataLoader's process was killed and not the rank."""

@@ -293,6 +293,24 @@ def test_a_crash_is_placed_in_the_thread_that_crashed(watched, tmp_path, current
     assert cause.thread == thread
 
 
+def test_a_crash_that_the_program_has_explained_on_standard_error_is_read_from_there(watched, tmp_path):
+    told = CRASH.format(current='  File "a.py", line 5 in crash\n')
+    RunDir(root=tmp_path).stderr(0, 1).write_text(f"loading\n 50%|##  |{told}terminated\n")
+    exited(watched, 1, -11, 4)
+    cause = watched.failure().root_cause
+    assert [(frame.file, frame.line) for frame in cause.frames] == [("a.py", 5)]
+    assert cause.log_tail == ["loading", " 50%|##  |", "terminated"]
+
+
+def test_the_crash_of_a_child_is_not_where_a_rank_was_when_it_was_killed(watched, tmp_path):
+    told = CRASH.format(current='  File "a.py", line 5 in crash\n')
+    RunDir(root=tmp_path).stderr(0, 1).write_text(told)
+    exited(watched, 1, -9, 4)
+    cause = watched.failure().root_cause
+    assert cause.frames == ()
+    assert cause.log_tail == told.splitlines()
+
+
 def test_the_clues_for_other_nodes_are_who_left_and_who_waits_for_nobody(tmp_path):
     rundir = RunDir(root=tmp_path)
     vigil = Vigil(5, rundir, None)
