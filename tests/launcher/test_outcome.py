@@ -311,6 +311,13 @@ def test_the_crash_of_a_child_is_not_where_a_rank_was_when_it_was_killed(watched
     assert cause.log_tail == told.splitlines()
 
 
+def test_a_progress_bar_does_not_push_out_what_was_written_before_it(watched, tmp_path):
+    bar = "".join(f"\r{n}/400" for n in range(400))
+    RunDir(root=tmp_path).stderr(0, 1).write_text(f"important\n{bar}", newline="")
+    exited(watched, 1, 3, 4)
+    assert watched.failure().root_cause.log_tail == ["important", "399/400"]
+
+
 def test_the_clues_for_other_nodes_are_who_left_and_who_waits_for_nobody(tmp_path):
     rundir = RunDir(root=tmp_path)
     vigil = Vigil(5, rundir, None)
