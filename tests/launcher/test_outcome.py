@@ -240,7 +240,7 @@ BUSY = 'File "train.py", line 7 in load'
 
 @pytest.fixture
 def watched(tmp_path):
-    """An outcome that knows where the ranks stand; this process does not answer the signal for stacks, and gets none."""
+    """An outcome that knows where the ranks stand; this process is not asked for its stacks."""
     rundir = RunDir(root=tmp_path)
     vigil = Vigil(5, rundir, None)
     outcome = Outcome(rundir, vigil)

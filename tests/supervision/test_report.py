@@ -259,6 +259,22 @@ def test_the_first_line_is_the_summary_and_no_line_ends_in_blanks():
         assert not re.search(r"[ \t]$", text, re.MULTILINE)
 
 
+def test_without_a_traceback_the_log_keeps_its_empty_lines():
+    text = render(report(crashed(9, ["one", "", "  ^^^", "two"])))
+    assert "    one\n\n      ^^^\n    two\n" in text
+
+
+def test_a_program_gives_the_terminal_no_orders_but_colours():
+    said = "a\x1b]0;title\x07b\x1b[2J\rc\n\x1b[1;31msecond\x1b[0m\x1b[2J\x9b2J\x1b[31"
+    traceback = f"Traceback (most recent call last):\nValueError: {said}\n"
+    log = ["\x1b]0;x\x07\x1b[32mepoch\t3", "Traceback (most recent call last):", "c", said.split("\n")[1]]
+    cause = failure(kind="ValueError", message="a", traceback=traceback, log_tail=log)
+    lines = render(Report(root_cause=cause)).split("\n")
+    assert r"  ValueError: a\x1b]0;title\x07b\x1b[2J\rc" in lines
+    assert "  \x1b[1;31msecond\x1b[0m\\x1b[2J\\x9b2J\\x1b[31\x1b[0m" in lines
+    assert lines[-1] == "    \\x1b]0;x\\x07\x1b[32mepoch\t3\x1b[0m"
+
+
 HINTS = [
     ("ModuleNotFoundError", "No module named 'timm.data'", "timm.data"),
     ("torch.OutOfMemoryError", "CUDA out of memory. Tried to allocate 2 GiB", "batch smaller"),
