@@ -15,6 +15,7 @@ __all__ = ["fold_traceback", "rank_names", "render", "summary"]
 _LOG_LINES = 20
 _WIDTH = 110
 _ALIKE_FRAMES = 3
+_LINE_CHARS = 500
 _KEPT = re.compile(r"(\x1b\[[\d;:]*m|\t)")
 
 
@@ -159,19 +160,26 @@ def _lines_of(traceback: str) -> list[str]:
 
 
 def _shown(line: str) -> str:
-    """Return a line of the program's as a terminal may have it: with its colours, and no other orders."""
+    """Return a line of the program's as a terminal may have it: with its colours, and no other orders; not too long."""
     # The pattern's matches are every second part.
-    text = "".join(part if n % 2 else visible(part) for n, part in enumerate(_KEPT.split(line)))
-    return text + "\x1b[0m" * ("\x1b" in text)
+    text = "".join(part if n % 2 else visible(part) for n, part in enumerate(_KEPT.split(line[:_LINE_CHARS])))
+    return text + "\x1b[0m" * ("\x1b" in text) + "… (line cut)" * (len(line) > _LINE_CHARS)
 
 
 def _is_folded(cause: Failure) -> bool:
-    return bool(cause.log_tail) and len(fold_traceback(cause.traceback)) < len(_lines_of(cause.traceback))
+    lines = _lines_of(cause.traceback)
+    is_shorter = len(fold_traceback(cause.traceback)) < len(lines) or any(len(line) > _LINE_CHARS for line in lines)
+    return bool(cause.log_tail) and is_shorter
 
 
 def _is_known(line: str, known: set[str]) -> bool:
-    """Whether a line is one of the traceback's; its marks under the code may be at another place."""
+    """Whether a line is one of the traceback's; its marks under the code may be at another place.
+
+    The log may be read from the middle of a long line on, and the traceback may lack the middle of it: the end decides.
+    """
     text = re.sub(r"^\[rank\d+\]: ?", "", line).strip()  # torch's own excepthook marks each line
+    if len(text) > _LINE_CHARS:
+        return any(text[-_LINE_CHARS:] in each for each in known)
     return bool(known) and (text in known or not text.strip("^~ "))
 
 

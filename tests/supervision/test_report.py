@@ -275,6 +275,21 @@ def test_a_program_gives_the_terminal_no_orders_but_colours():
     assert lines[-1] == "    \\x1b]0;x\\x07\x1b[32mepoch\t3\x1b[0m"
 
 
+def test_a_message_of_one_huge_line_is_cut_and_shown_once():
+    huge = "".join(map(str, range(20_000)))
+    traceback = f"Traceback (most recent call last):\nValueError: {huge[:10_000]} … left out … {huge[-19_000:]}\n"
+    text = render(Report(root_cause=failure(kind="ValueError", traceback=traceback, log_tail=[huge[-60_000:]])))
+    assert len(text) < 2_000
+    assert re.search(r"^  ValueError: 0123456789\d+… \(line cut\)$", text, re.MULTILINE)
+    assert "standard error" not in text
+    assert "the whole traceback: runs/" in text
+
+
+def test_a_huge_line_that_the_traceback_does_not_hold_is_shown_cut():
+    text = render(Report(root_cause=failure(log_tail=["y" * 60_000])))
+    assert f"    {'y' * 500}… (line cut)" in text
+
+
 HINTS = [
     ("ModuleNotFoundError", "No module named 'timm.data'", "timm.data"),
     ("torch.OutOfMemoryError", "CUDA out of memory. Tried to allocate 2 GiB", "batch smaller"),
