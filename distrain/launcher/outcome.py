@@ -17,11 +17,12 @@ from distrain.rundir import RunDir
 from distrain.supervision.beat import Beat
 from distrain.supervision.classify import classify, did_not_take_part, root_cause
 from distrain.supervision.failure import Exit, Failure, Report, Standing, describe, frames_of, recorded_in
-from distrain.supervision.frames import Frame, is_library
+from distrain.supervision.frames import is_library
 from distrain.supervision.hints import hints_for
 from distrain.supervision.logs import tail_lines
 from distrain.supervision.report import rank_names
-from distrain.supervision.stacks import whereabouts
+from distrain.supervision.screen import lines_left
+from distrain.supervision.stacks import Thread, part_crash, whereabouts
 
 __all__ = ["EXIT_HANG", "Outcome"]
 
@@ -30,6 +31,7 @@ EXIT_HANG = 124
 
 _LOG_LINES = 200
 _SHOWN_LINES = 20
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 _COLLECTED_NS = 2_000_000_000
 
 
@@ -243,7 +245,7 @@ class Outcome:
         if found is None:
             return None
         where = self._whereabouts([found.rank]).get(found.rank)
-        message = f"did not take part in what rank {first.rank} waited for{f'; it was in {where}' if where else ''}"
+        message = f"did not take part in what rank {first.rank} waited for{f'; it was {where}' if where else ''}"
         return replace(
             found, kind="Timeout", message=message, exit_code=first.exit_code, standing=Standing.CAUSE, reason=""
         )
@@ -298,7 +300,8 @@ class Outcome:
         verdict = classify(exit_code, record, tail, was_asked=was_asked)
         kind, message = describe(exit_code, said, stderr_tail=tail, memory=self._out_of_memory(end))
         has_raised = said is not None and said["type"] != "SystemExit"
-        frames = self._crashed_in(end) if said is None else frames_of(said)
+        shown = lines_left(log, _LOG_LINES)
+        crashed, rest = self._crashed(end, shown) if said is None else (None, shown)
         return Failure(
             rank=end.rank,
             host=socket.gethostname(),
@@ -312,8 +315,9 @@ class Outcome:
             reason=verdict.reason,
             step=self._step(end.rank),
             traceback=said["traceback"] if said is not None and has_raised else "",
-            frames=frames,
-            log_tail=tail[-_SHOWN_LINES:],
+            frames=crashed.frames if crashed is not None else frames_of(said or {}),
+            thread="" if crashed is None or crashed.is_main else crashed.title,
+            log_tail=rest[-_SHOWN_LINES:],
             log_path=str(log),
         )
 
@@ -326,10 +330,16 @@ class Outcome:
         step = beat.iteration or beat.steps
         return None if step == 0 and (beat.beats or is_foreign) else step
 
-    def _crashed_in(self, end: Exit) -> tuple[Frame, ...]:
-        """Return where Python was when native code brought a rank down."""
+    def _crashed(self, end: Exit, tail: list[str]) -> tuple[Thread | None, list[str]]:
+        """Return the thread in which native code brought a rank down, and what is on standard error beside its stack.
+
+        The stack is there, and not in the rank's file, when the program has enabled faulthandler for itself.
+        """
         dump = None if self._vigil is None or end.exit_code >= 0 else self._vigil.last_words(end.rank)
-        return dump.frames if dump is not None and dump.fatal else ()
+        said, rest = part_crash(tail) if -end.exit_code in _CRASHES else (None, tail)
+        found = dump if dump is not None and dump.fatal else said
+        thread = found.crashed if found is not None else None
+        return (thread, rest) if thread is not None and thread.frames else (None, tail)
 
     def _memory(self, root: Failure) -> str:
         """Return what the memory has to do with it, also where a DataLoader's process was killed and not the rank."""

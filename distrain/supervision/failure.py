@@ -27,6 +27,7 @@ __all__ = [
     "recorded_in",
     "signal_name",
     "to_json",
+    "visible",
 ]
 
 _HEADLINE_CHARS = 240
@@ -92,6 +93,7 @@ class Failure:
         step: The optimizer steps it had done; None when not known.
         traceback: Its uncaught exception's, "" when there was none.
         frames: The frames of that traceback, or where Python was when it crashed; most recent call last.
+        thread: The thread that crashed there, by name or identity; "" for the main one.
         log_tail: The last lines it wrote to standard error, oldest first.
         log_path: The file they come from.
     """
@@ -109,6 +111,7 @@ class Failure:
     step: int | None = None
     traceback: str = ""
     frames: Sequence[Frame] = ()
+    thread: str = ""
     log_tail: Sequence[str] = ()
     log_path: str = ""
 
@@ -180,7 +183,7 @@ def describe(
         return f"exit code {exit_code}", "the process ended itself with this code"
     message = str(exception["message"]).strip()
     if exception["type"] != "SystemExit":
-        return _visible(str(exception["type"])), _headline(_innermost(message)) or "no message"
+        return visible(str(exception["type"])), _headline(_innermost(message)) or "no message"
     said = "" if message in ("", str(exit_code)) else _headline(message)
     return f"exit code {exit_code}", f"sys.exit: {said}" if said else f"the program called sys.exit({exit_code})"
 
@@ -193,14 +196,15 @@ def _headline(message: str) -> str:
     line = next((line.strip() for line in message.splitlines() if line.strip()), "")
     line = line.partition(" Check the logs of the remote worker before reporting an error.")[0]
     line = re.sub(r"^\[(?:enforce fail at )?\S*?/third_party/(\w+)/\S+:\d+\] ", r"\1: ", line)
-    line = _visible(line)
+    line = visible(line)
     if len(line) <= _HEADLINE_CHARS:
         return line
     sentences = line.rfind(". ", 0, _HEADLINE_CHARS)
     return line[: sentences + 1] if sentences > _HEADLINE_CHARS // 4 else line[: _HEADLINE_CHARS - 1] + "…"
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
+    """Return a text with the characters that would have a terminal do something shown as Python writes them."""
     return re.sub(r"[\0-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
 
 
@@ -316,6 +320,7 @@ def _to_json(failure: Failure) -> dict[str, Any]:
         "standing": int(failure.standing),
         "traceback": failure.traceback,
         "frames": [{"file": f.file, "line": f.line, "function": f.function, "code": f.code} for f in failure.frames],
+        "thread": failure.thread,
         "log_path": failure.log_path,
         "log_tail": list(failure.log_tail),
     }

@@ -7,7 +7,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
-from distrain.supervision.failure import Failure, Report, Standing, signal_name
+from distrain.supervision.failure import Failure, Report, Standing, signal_name, visible
 from distrain.supervision.frames import fold, is_library, package_of
 
 __all__ = ["fold_traceback", "rank_names", "render", "summary"]
@@ -15,6 +15,8 @@ __all__ = ["fold_traceback", "rank_names", "render", "summary"]
 _LOG_LINES = 20
 _WIDTH = 110
 _ALIKE_FRAMES = 3
+_LINE_CHARS = 500
+_KEPT = re.compile(r"(\x1b\[[\d;:]*m|\t)")
 
 
 def summary(report: Report) -> str:
@@ -61,7 +63,7 @@ def fold_traceback(text: str) -> list[str]:
     Args:
         text: A traceback as Python prints it.
     """
-    lines = text.rstrip().splitlines()
+    lines = _lines_of(text)
     folded: list[str] = []
     run: list[str] = []
     indent = ""
@@ -128,16 +130,18 @@ def _happened(cause: Failure, alike: Sequence[Failure]) -> list[str]:
 
 def _traceback(cause: Failure) -> list[str]:
     if cause.traceback:
-        return fold_traceback(cause.traceback)
+        return [_shown(line) for line in fold_traceback(cause.traceback)]
     if not cause.frames:
         return []
     what = "ended itself" if cause.kind.startswith("exit code") else "was"
-    return [f"where it {what}, most recent call last:", *("  " + line for line in fold(cause.frames))]
+    thread = f", in thread {cause.thread}" if cause.thread else ""
+    return [f"where it {what}{thread}, most recent call last:", *("  " + _shown(line) for line in fold(cause.frames))]
 
 
 def _standard_error(cause: Failure) -> list[str]:
     """Return what the rank wrote last, but for the traceback that is shown already."""
-    known = {line.strip() for line in cause.traceback.splitlines()}
+    lines = _lines_of(cause.traceback)
+    known = {text.strip() for line in lines for text in (line, line.rpartition("\r")[2])}
     tail = [line for line in _without_native_frames(cause.log_tail) if not _is_known(line, known)]
     while tail and not tail[0].strip():
         tail.pop(0)
@@ -146,16 +150,36 @@ def _standard_error(cause: Failure) -> list[str]:
     if not tail:
         return [f"the whole traceback: {cause.log_path}"] if cause.log_path and _is_folded(cause) else []
     title = "last lines of its standard error" + (f" ({cause.log_path}):" if cause.log_path else ":")
-    return _titled(title, tail[-_LOG_LINES:])
+    return _titled(title, [_shown(line) for line in tail[-_LOG_LINES:]])
+
+
+def _lines_of(traceback: str) -> list[str]:
+    """Return a traceback's lines, which nothing but a line feed ends: its message may hold all characters."""
+    text = traceback.rstrip()
+    return re.split(r"\r?\n", text) if text else []
+
+
+def _shown(line: str) -> str:
+    """Return a line of the program's as a terminal may have it: with its colours, and no other orders; not too long."""
+    # The pattern's matches are every second part.
+    text = "".join(part if n % 2 else visible(part) for n, part in enumerate(_KEPT.split(line[:_LINE_CHARS])))
+    return text + "\x1b[0m" * ("\x1b" in text) + "… (line cut)" * (len(line) > _LINE_CHARS)
 
 
 def _is_folded(cause: Failure) -> bool:
-    return bool(cause.log_tail) and len(fold_traceback(cause.traceback)) < len(cause.traceback.rstrip().splitlines())
+    lines = _lines_of(cause.traceback)
+    is_shorter = len(fold_traceback(cause.traceback)) < len(lines) or any(len(line) > _LINE_CHARS for line in lines)
+    return bool(cause.log_tail) and is_shorter
 
 
 def _is_known(line: str, known: set[str]) -> bool:
-    """Whether a line is one of the traceback's; its marks under the code may be at another place."""
+    """Whether a line is one of the traceback's; its marks under the code may be at another place.
+
+    The log may be read from the middle of a long line on, and the traceback may lack the middle of it: the end decides.
+    """
     text = re.sub(r"^\[rank\d+\]: ?", "", line).strip()  # torch's own excepthook marks each line
+    if len(text) > _LINE_CHARS:
+        return any(text[-_LINE_CHARS:] in each for each in known)
     return bool(known) and (text in known or not text.strip("^~ "))
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "native_stack",
     "odd_ones_out",
     "parse",
+    "part_crash",
     "process_state",
     "ranks_in_words",
     "render",
@@ -46,6 +47,7 @@ _HEADER = re.compile(
 _NATIVE_HEADER = "Current thread's C stack trace (most recent call first):"
 _FRAME = re.compile(r'  File (?P<file>".*"|\?\?\?), line (?P<line>\d+|\?\?\?) in (?P<function>.*)')
 _FATAL = "Fatal Python error: "
+_OF_A_CRASH = ("  ", "...", "Python runtime state: ", "Extension modules: ", _NATIVE_HEADER)
 _ESCAPE = re.compile(r"\\x([0-9a-f]{2})|\\u([0-9a-f]{4})|\\U([0-9a-f]{8})")
 _COLLECTIVES = ("torch/distributed/distributed_c10d.py", "torch/distributed/_functional_collectives.py")
 _MAY_WAIT = ("torch/distributed/", "torch/nn/parallel/distributed.py", "torch/autograd/graph.py", "torch/_tensor.py")
@@ -68,6 +70,11 @@ class Thread:
     is_current: bool
     is_main: bool
     frames: tuple[Frame, ...]
+
+    @property
+    def title(self) -> str:
+        """Its name, or else its identity."""
+        return self.name or self.ident
 
     @property
     def is_users(self) -> bool:
@@ -99,6 +106,11 @@ class Dump:
         """The main thread's frames, the most recent call last; () when there are none."""
         return self.main.frames if self.main else ()
 
+    @property
+    def crashed(self) -> Thread | None:
+        """The thread that the signal struck; the main one where that has no Python frames, as threads of C++ have."""
+        return next((thread for thread in self.threads if thread.is_current and thread.frames), self.main)
+
 
 def parse(text: str) -> list[Dump]:
     """Return the dumps in the content of a stacks.log, oldest first; other lines are passed over.
@@ -109,6 +121,31 @@ def parse(text: str) -> list[Dump]:
         text: All of the file or what was appended to it.
     """
     return [_dump(lines) for lines in _split(text.splitlines())]
+
+
+def part_crash(lines: Sequence[str]) -> tuple[Dump | None, list[str]]:
+    """Part the last crash that is told on standard error from the rest of it.
+
+    Args:
+        lines: What a process wrote to standard error, or the end of it.
+
+    Returns:
+        The dump, None when there is none, and the other lines.
+    """
+    begins = [n for n, line in enumerate(lines) if _FATAL in line]
+    if not begins:
+        return None, list(lines)
+    begin = begins[-1]
+    end = begin + 1
+    while end < len(lines) and _is_of_a_crash(lines[end]):
+        end += 1
+    before, mark, words = lines[begin].rpartition(_FATAL)  # a progress bar leaves its line unfinished
+    rest = [*lines[:begin], *([before] if before else []), *lines[end:]]
+    return _dump([mark + words, *lines[begin + 1 : end]]), rest
+
+
+def _is_of_a_crash(line: str) -> bool:
+    return not line or line.startswith(_OF_A_CRASH) or _HEADER.fullmatch(line) is not None
 
 
 def _split(lines: Sequence[str]) -> Iterator[list[str]]:
@@ -345,7 +382,7 @@ def _render_group(each: Group, states: Mapping[int, ProcessState | None], *, odd
     for thread in each.dump.threads:
         if not thread.is_main and (thread.is_users or (each.dump.fatal and thread.is_current)):
             crashed = ", which crashed" if each.dump.fatal and thread.is_current else ""
-            yield f"  thread {thread.name or thread.ident}{crashed}:"
+            yield f"  thread {thread.title}{crashed}:"
             yield from (f"    {line}" for line in fold(_with_code(thread.frames)))
 
 

@@ -252,13 +252,95 @@ def test_a_rank_of_another_node_that_had_left_is_named(outcome, tmp_path):
     assert outcome.failure().root_cause.rank == 0
 
 
+BUSY = 'File "train.py", line 7 in load'
+
+
+@pytest.fixture
+def watched(tmp_path):
+    """An outcome that knows where the ranks stand; this process is not asked for its stacks."""
+    rundir = RunDir(root=tmp_path)
+    vigil = Vigil(5, rundir, None)
+    outcome = Outcome(rundir, vigil)
+    for rank in range(2):
+        message = {"attempt": 0, "rank": rank, "local_rank": rank, "pid": os.getpid()}
+        outcome.worker_started(message)
+        vigil.worker_started(message)
+        rundir.rank_dir(0, rank).mkdir(parents=True)
+    return outcome
+
+
+def test_a_rank_that_did_not_come_is_named_with_where_it_was(watched, tmp_path):
+    rundir = RunDir(root=tmp_path)
+    rundir.stacks(0, 1).write_text(f"Current thread 0x1 (most recent call first):\n  {BUSY}\n")
+    record = {"pid": 10, "type": "RuntimeError", "message": LATE, "traceback": "T", "exit_code": 1, "monotonic_ns": 3}
+    rundir.exception(0, 0).write_text(json.dumps(record))
+    exited(watched, 0, 1, 4)
+    exited(watched, 1, -15, 5)
+    cause = watched.failure().root_cause
+    assert cause.rank == 1
+    assert cause.message == "did not take part in what rank 0 waited for; it was in load (line 7 of train.py)"
+
+
+CRASH = """\
+Fatal Python error: Segmentation fault
+
+Current thread 0x00007fa0860286c0 (most recent call first):
+{current}
+Thread 0x00007fa0a8e86b80 (most recent call first):
+  File "train.py", line 9 in <module>
+  File "/x/distrain/launcher/bootstrap.py", line 306 in run_script
+  File "<string>", line 6 in <module>
+
+Extension modules: numpy, torch._C (total: 2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("current", "place", "thread"),
+    [
+        ('  File "a.py", line 5 in crash\n', ("a.py", 5, "crash"), "0x00007fa0860286c0"),
+        ("  <no Python frame>\n", ("train.py", 9, "<module>"), ""),
+    ],
+)
+def test_a_crash_is_placed_in_the_thread_that_crashed(watched, tmp_path, current, place, thread):
+    RunDir(root=tmp_path).stacks(0, 1).write_text(CRASH.format(current=current))
+    exited(watched, 1, -11, 4)
+    cause = watched.failure().root_cause
+    assert [(frame.file, frame.line, frame.function) for frame in cause.frames] == [place]
+    assert cause.thread == thread
+
+
+def test_a_crash_that_the_program_has_explained_on_standard_error_is_read_from_there(watched, tmp_path):
+    told = CRASH.format(current='  File "a.py", line 5 in crash\n')
+    RunDir(root=tmp_path).stderr(0, 1).write_text(f"loading\n 50%|##  |{told}terminated\n")
+    exited(watched, 1, -11, 4)
+    cause = watched.failure().root_cause
+    assert [(frame.file, frame.line) for frame in cause.frames] == [("a.py", 5)]
+    assert cause.log_tail == ["loading", " 50%|##  |", "terminated"]
+
+
+def test_the_crash_of_a_child_is_not_where_a_rank_was_when_it_was_killed(watched, tmp_path):
+    told = CRASH.format(current='  File "a.py", line 5 in crash\n')
+    RunDir(root=tmp_path).stderr(0, 1).write_text(told)
+    exited(watched, 1, -9, 4)
+    cause = watched.failure().root_cause
+    assert cause.frames == ()
+    assert cause.log_tail == told.splitlines()
+
+
+def test_a_progress_bar_does_not_push_out_what_was_written_before_it(watched, tmp_path):
+    bar = "".join(f"\r{n}/400" for n in range(400))
+    RunDir(root=tmp_path).stderr(0, 1).write_text(f"important\n{bar}", newline="")
+    exited(watched, 1, 3, 4)
+    assert watched.failure().root_cause.log_tail == ["important", "399/400"]
+
+
 def test_the_clues_for_other_nodes_are_who_left_and_who_waits_for_nobody(tmp_path):
     rundir = RunDir(root=tmp_path)
     vigil = Vigil(5, rundir, None)
     outcome = Outcome(rundir, vigil)
-    busy = 'File "train.py", line 7 in load'
     waiting = 'File "x/site-packages/torch/distributed/distributed_c10d.py", line 9 in barrier'
-    for rank, frame in enumerate((busy, busy, busy, waiting)):
+    for rank, frame in enumerate((BUSY, BUSY, BUSY, waiting)):
         path = rundir.stacks(0, rank)
         path.parent.mkdir(parents=True)
         path.write_text(f"Current thread 0x1 (most recent call first):\n  {frame}\n")

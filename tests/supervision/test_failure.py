@@ -120,6 +120,7 @@ def failure(**changes) -> Failure:
         "step": 120,
         "traceback": "Traceback …",
         "frames": (Frame(file="train.py", line=3, function="f", code="g()"),),
+        "thread": "loader",
         "log_tail": ("one", "two"),
         "log_path": "run/attempt-2/rank-3/stderr.log",
     }

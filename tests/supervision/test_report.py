@@ -151,6 +151,13 @@ def test_a_death_by_signal(golden):
     golden("failure-signal.txt", text + "\n")
 
 
+def test_a_crash_in_another_thread_than_the_main_one_says_so():
+    cause = crashed(11, frames=(Frame(file="/home/ann/a.py", line=5, function="crash"),), thread="0x7fa0")
+    lines = render(report(cause)).splitlines()
+    place = lines.index("  where it was, in thread 0x7fa0, most recent call last:")
+    assert lines[place + 1] == '    File "/home/ann/a.py", line 5, in crash'
+
+
 def test_out_of_memory(golden):
     memory = (
         "killed by the kernel, out of memory: the control group's limit is 512 MiB and its oom_kill counter rose; "
@@ -250,6 +257,37 @@ def test_the_first_line_is_the_summary_and_no_line_ends_in_blanks():
         text = render(made)
         assert text.splitlines()[0] == summary(made)
         assert not re.search(r"[ \t]$", text, re.MULTILINE)
+
+
+def test_without_a_traceback_the_log_keeps_its_empty_lines():
+    text = render(report(crashed(9, ["one", "", "  ^^^", "two"])))
+    assert "    one\n\n      ^^^\n    two\n" in text
+
+
+def test_a_program_gives_the_terminal_no_orders_but_colours():
+    said = "a\x1b]0;title\x07b\x1b[2J\rc\n\x1b[1;31msecond\x1b[0m\x1b[2J\x9b2J\x1b[31"
+    traceback = f"Traceback (most recent call last):\nValueError: {said}\n"
+    log = ["\x1b]0;x\x07\x1b[32mepoch\t3", "Traceback (most recent call last):", "c", said.split("\n")[1]]
+    cause = failure(kind="ValueError", message="a", traceback=traceback, log_tail=log)
+    lines = render(Report(root_cause=cause)).split("\n")
+    assert r"  ValueError: a\x1b]0;title\x07b\x1b[2J\rc" in lines
+    assert "  \x1b[1;31msecond\x1b[0m\\x1b[2J\\x9b2J\\x1b[31\x1b[0m" in lines
+    assert lines[-1] == "    \\x1b]0;x\\x07\x1b[32mepoch\t3\x1b[0m"
+
+
+def test_a_message_of_one_huge_line_is_cut_and_shown_once():
+    huge = "".join(map(str, range(20_000)))
+    traceback = f"Traceback (most recent call last):\nValueError: {huge[:10_000]} … left out … {huge[-19_000:]}\n"
+    text = render(Report(root_cause=failure(kind="ValueError", traceback=traceback, log_tail=[huge[-60_000:]])))
+    assert len(text) < 2_000
+    assert re.search(r"^  ValueError: 0123456789\d+… \(line cut\)$", text, re.MULTILINE)
+    assert "standard error" not in text
+    assert "the whole traceback: runs/" in text
+
+
+def test_a_huge_line_that_the_traceback_does_not_hold_is_shown_cut():
+    text = render(Report(root_cause=failure(log_tail=["y" * 60_000])))
+    assert f"    {'y' * 500}… (line cut)" in text
 
 
 HINTS = [
