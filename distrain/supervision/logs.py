@@ -16,6 +16,7 @@ import pty
 import shutil
 import struct
 import termios
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +26,11 @@ from distrain.supervision.output import Output
 __all__ = ["Console", "PseudoTerminal", "tail_lines"]
 
 _CHUNK = 1 << 16
+_LONGEST = 1 << 18
+"""A line of a rank that shares a stream is shown in pieces of about so many bytes."""
+_BAR_EVERY_S = 0.5
+"""How often a rank that shares a stream shows how far a progress bar has come."""
+_GOES_ON = b" [goes on]"
 
 
 class Console:
@@ -45,12 +51,15 @@ class Console:
         self._outputs = {"stdout": stdout, "stderr": stderr}
         self._followed: list[_Followed] = []
         self._line_open = False
+        self._hurried = False
 
     @property
     def trouble(self) -> str:
         """What of the ranks' output was not shown, and why; "" where it was, or nobody would want to know."""
         why = self._outputs["stdout"].trouble
-        return f"standard output was given up: {why}; what the ranks print is in their logs" if why else ""
+        if why:
+            return f"standard output was given up: {why}; what the ranks print is in their logs"
+        return "a signal left the rest of what the ranks print unshown; it is in their logs" if self._hurried else ""
 
     def follow(self, *, rank: int, host: str, stream: str, path: Path) -> None:
         """Show what is appended to `path` from its beginning on.
@@ -94,15 +103,19 @@ class Console:
 
         Args:
             patience_s: A reader that takes nothing for so long has left the rest.
-            is_urgent: Asked while nothing is taken: whether to wait no longer.
+            is_urgent: Asked again and again: whether to leave the rest, and to wait no longer for who takes nothing.
         """
         for followed in self._followed:
             output = self._outputs[followed.stream]
-            has_more = True
-            while has_more and output.is_open:
+            while output.is_open:
                 has_more = self._copy(followed)
                 output.drain(patience_s, is_urgent)
-            self.write(followed.stream, followed.rest())
+                if not has_more:
+                    self.write(followed.stream, followed.rest())
+                    break
+                self._hurried = self._hurried or is_urgent()
+                if self._hurried:
+                    break
             followed.close()
         self._followed.clear()
         for output in self._outputs.values():
@@ -124,13 +137,21 @@ class Console:
 
 
 class _Followed:
-    """A file being appended to, read in whole lines when it shares a stream with others."""
+    """A file being appended to, read in whole lines when it shares a stream with others.
+
+    There, a line in which carriage returns follow one another is a progress bar: as long as it grows, what stands
+    before the last of them is shown now and then, as a line of its own, and what that had overwritten is not.
+    """
 
     def __init__(self, path: Path, stream: str, prefix: bytes) -> None:
         self._path = path
         self._file: BinaryIO | None = None
-        self._partial = b""
+        self._parts: list[bytes] = []
+        self._nbytes = 0
         self._prefix = prefix
+        self._has_return = False
+        self._is_bar = False
+        self._shown_s = time.monotonic()
         self.stream = stream
         self.has_more = False
         """Whether the last part that was read was not the last that is there."""
@@ -144,18 +165,77 @@ class _Followed:
                 return b""
         data = self._file.read(_CHUNK)
         self.has_more = len(data) == _CHUNK
-        data = self._partial + data
         end = data.rfind(b"\n") + 1
-        if not self._prefix and not (self.has_more and end):
-            end = len(data)
-        data, self._partial = data[:end], data[end:]
         if not self._prefix:
-            return data
-        return b"".join(self._prefix + line + b"\n" for line in data.split(b"\n")[:-1])
+            end = end if self.has_more and end else len(data)
+            return self._take(data[:end], data[end:])
+        if end:
+            text = self._take(data[:end], data[end:])
+            if self._is_bar:  # the end of a line that was shown
+                text = text.removeprefix(b"\r\n")
+            self._is_bar = False
+            self._shown_s = time.monotonic()
+            return b"".join(self._line(line) for line in text.split(b"\n")[:-1])
+        self._keep(data)
+        is_long = self._nbytes > _LONGEST
+        is_due = time.monotonic() > self._shown_s + _BAR_EVERY_S
+        if self._has_return and (is_long or is_due):
+            return self._progress(is_due=is_due)
+        return self._piece() if is_long else b""
+
+    def _keep(self, data: bytes) -> None:
+        if data:
+            self._parts.append(data)
+            self._nbytes += len(data)
+            self._has_return |= b"\r" in data
+
+    def _take(self, data: bytes, rest: bytes) -> bytes:
+        """Return what was kept and `data`, and keep the rest."""
+        text = b"".join((*self._parts, data))
+        self._parts, self._nbytes, self._has_return = [], 0, False
+        self._keep(rest)
+        return text
+
+    def _progress(self, *, is_due: bool) -> bytes:
+        """Return what the last carriage return ended, if anything, as a line, and forget what that had overwritten.
+
+        That carriage return is kept: a newline may follow.
+        """
+        text = self._take(b"", b"")
+        complete = text.rpartition(b"\r")[0]
+        visible = complete.rstrip(b"\r \t")
+        begin = visible.rfind(b"\r") + 1
+        if visible and not is_due and begin:
+            self._keep(text[begin:])
+            return b""
+        self._keep(text[len(complete) :] if visible else text)
+        self._has_return = False
+        if not visible:
+            return b""
+        self._is_bar = True
+        self._shown_s = time.monotonic()
+        return self._line(text[begin : text.index(b"\r", len(visible))])
+
+    def _piece(self) -> bytes:
+        """Return what there is of a long line, but for a character that may be incomplete, as a line."""
+        text = self._take(b"", b"")
+        end = len(text) - 1
+        while end > len(text) - 4 and text[end] & 0xC0 == 0x80:  # UTF-8's later bytes
+            end -= 1
+        if text[end] < 0xC0:
+            end = len(text)
+        self._keep(text[end:])
+        return self._line(text[:end] + _GOES_ON)
+
+    def _line(self, text: bytes) -> bytes:
+        """Return a line with its prefix, also where a carriage return begins it anew."""
+        body = text.rstrip(b"\r")
+        anew = body.lstrip(b"\r").replace(b"\r", b"\r" + self._prefix)
+        return self._prefix + anew + text[len(body) :] + b"\n"
 
     def rest(self) -> bytes:
-        partial, self._partial = self._partial, b""
-        return self._prefix + partial + b"\n" if partial else b""
+        text = self._take(b"", b"")
+        return self._line(text) if text.strip(b"\r") else b""
 
     def close(self) -> None:
         if self._file is not None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import os
 import pty
+import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,10 @@ class Screen:
         self._files = {name: (folder / f"screen-{name}").open("w+b") for name in ("stdout", "stderr")}
 
     def __call__(self, name="stdout"):
-        return os.pread(self._files[name].fileno(), 1 << 20, 0)
+        return os.pread(self._files[name].fileno(), 1 << 22, 0)
+
+    def fileno(self):
+        return self._files["stdout"].fileno()
 
     def console(self, *, prefixed=False):
         return Console(prefixed=prefixed, **{name: Output(file.fileno()) for name, file in self._files.items()})
@@ -79,6 +84,107 @@ def test_several_ranks_are_shown_in_whole_prefixed_lines(tmp_path, screen):
     assert screen("stderr") == b"[h:1] whole\n[h:0] first half\n"
     finish(console)
     assert screen("stderr").endswith(b"[h:0] unfinished\n")
+
+
+@pytest.fixture
+def rank(tmp_path, screen):
+    """One of several ranks that are shown: what shows it, and its file."""
+    console = screen.console(prefixed=True)
+    with (tmp_path / "log").open("ab", buffering=0) as file:
+        console.follow(rank=0, host="h", stream="stdout", path=tmp_path / "log")
+        yield console, file
+
+
+def show_until(console, condition):
+    end_s = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end_s
+        console.show()
+        time.sleep(0.01)
+
+
+def test_a_progress_bar_among_several_ranks_is_seen_while_it_grows(rank, screen):
+    console, file = rank
+    file.write(b"begin\n\r10%\r20%\r30")
+    show_until(console, lambda: b"20%" in screen())
+    assert screen() == b"[h:0] begin\n[h:0] 20%\n"
+    file.write(b"%\r99%\r100%\nnext\n")
+    console.show()
+    assert screen().endswith(b" 20%\n[h:0] 30%\r[h:0] 99%\r[h:0] 100%\n[h:0] next\n")
+    finish(console)
+    assert screen().endswith(b"next\n")
+
+
+def test_a_progress_bar_is_shown_twice_a_second_at_most(rank, screen):
+    console, file = rank
+    shown = []
+    began_s = time.monotonic()
+    for n in itertools.count():
+        file.write(b"%d%%\r" % n)
+        console.show()
+        shown = screen().splitlines()
+        if len(shown) == 2:
+            break
+        assert time.monotonic() < began_s + 10
+    assert time.monotonic() > began_s + 0.9
+    assert shown[1] == b"[h:0] %d%%" % n
+    finish(console)
+    assert screen().splitlines() == shown
+
+
+def test_a_carriage_return_that_was_shown_as_an_end_and_its_newline_are_one_line(rank, screen):
+    console, file = rank
+    file.write(b"line\r")
+    show_until(console, screen)
+    file.write(b"\nnext\r\n\r\n")
+    finish(console)
+    assert screen() == b"[h:0] line\n[h:0] next\r\n[h:0] \r\n"
+
+
+def test_a_bar_that_has_cleared_itself_hides_no_step(rank, screen):
+    console, file = rank
+    file.write(b"90%\r   \r")
+    show_until(console, screen)
+    finish(console)
+    assert screen() == b"[h:0] 90%\n"
+
+
+def test_a_line_without_end_is_shown_in_pieces_and_whole_characters(rank, screen):
+    console, file = rank
+    file.write("a€".encode() * 100_000)
+    while console.show():
+        pass
+    (piece,) = screen().splitlines()
+    assert 1 << 18 < len(piece) < 1.3 * (1 << 18)
+    assert piece.decode().endswith("[goes on]")
+    file.write(b"\n")
+    finish(console)
+    pieces = screen().decode().replace("[h:0] ", "").replace(" [goes on]", "").splitlines()
+    assert len(pieces) == 2
+    assert "".join(pieces) == "a€" * 100_000
+
+
+def test_a_line_without_end_takes_time_in_proportion_to_its_length(rank, screen):
+    console, file = rank
+    file.truncate(80 << 20)
+    began_s = time.monotonic()
+    finish(console)
+    assert time.monotonic() - began_s < 10
+    assert os.fstat(screen.fileno()).st_size > 80 << 20
+
+
+def test_a_signal_ends_what_is_shown_at_the_end_also_where_a_reader_takes_all(tmp_path, screen):
+    console = screen.console()
+    with (tmp_path / "log").open("wb") as file:
+        file.truncate(50 << 20)
+    for rank in range(3):
+        console.follow(rank=rank, host="h", stream="stdout", path=tmp_path / "log")
+    signals = iter([False, True])
+    console.finish(patience_s=0, is_urgent=lambda: next(signals, False))
+    assert os.fstat(screen.fileno()).st_size < 1 << 20
+    assert console.trouble == "a signal left the rest of what the ranks print unshown; it is in their logs"
+    console.say("ours")
+    assert screen("stderr").endswith(b"ours\n")
 
 
 def test_our_own_lines_begin_at_the_left_margin(screen):
@@ -160,7 +266,8 @@ def test_a_reader_that_takes_nothing_is_left_at_the_end(tmp_path, screen, pipe):
     console = Console(prefixed=False, stdout=Output(pipe[1]), stderr=Output(None))
     (tmp_path / "log").write_bytes(b"x" * 200_000)
     console.follow(rank=0, host="h", stream="stdout", path=tmp_path / "log")
-    console.finish(patience_s=1e9, is_urgent=lambda: True)
+    signals = iter([False, True])
+    console.finish(patience_s=1e9, is_urgent=lambda: next(signals, False))
     assert console.trouble == "standard output was given up: nobody reads it; what the ranks print is in their logs"
 
 
