@@ -106,7 +106,8 @@ def test_the_supervisor_is_killed_at_any_moment(tmp_path, family, count):
             kill_and_look(live, live.process.pid, known)
 
 
-@pytest.mark.parametrize("options", [(), pytest.param(("--no-fork-server",), marks=pytest.mark.deep)])
+@pytest.mark.deep
+@pytest.mark.parametrize("options", [(), ("--no-fork-server",)])
 def test_what_a_failed_attempt_has_started_ends_before_the_next_one_begins(tmp_path, options):
     """Also what has a session of its own, and what the rank that died has left in its own."""
     script, started = tmp_path / "train.py", tmp_path / "started"

@@ -51,7 +51,7 @@ def test_two_ranks_train_together_and_their_output_is_kept(tmp_path, script, how
     assert record["versions"]["torch"]
 
 
-@pytest.mark.parametrize("options", [(), ("--no-fork-server",)], ids=["warm", "plain"])
+@pytest.mark.parametrize("options", [(), pytest.param(("--no-fork-server",), marks=pytest.mark.deep)])
 def test_a_program_that_destroys_its_group_at_once_does_not_hang(tmp_path, script, options):
     """torch frees the group holding the interpreter's lock, for which gloo's thread may wait (pytorch#56297)."""
     launch("--nproc", "2", *options, script(programs.DESTROY_AT_ONCE), tmp_path, cwd=tmp_path).check()

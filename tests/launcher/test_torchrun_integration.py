@@ -67,6 +67,7 @@ def test_options_that_shape_the_workers_and_their_logs(folder):
     assert not (mirror / "attempt_0/filtered_stderr.log").exists()
 
 
+@pytest.mark.deep
 def test_the_ranks_may_meet_in_a_file(folder):
     _, said = run(
         folder, "--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file", "--rdzv-endpoint", folder / "store"
