@@ -84,9 +84,9 @@ def conclude(ending: Ending, *, took: str, where: str) -> Conclusion:
         unsaved = f"{why}preempted after {took}, before the first step: nothing to save"
         return _told("preempted", EXIT_PREEMPTED, f"{unsaved} · exit code {EXIT_PREEMPTED} · {where}")
     if ending.stopped_by is not None:
-        name = signal.Signals(ending.stopped_by).name
-        failed = [ending.failure] if ending.failure is not None and _has_raised(ending.failure) else []
-        return _told("interrupted", 128 + ending.stopped_by, *failed, f"ended by {name} after {took} · {where}")
+        name, code = signal.Signals(ending.stopped_by).name, 128 + ending.stopped_by
+        failed = [each for each in [ending.failure] if each is not None and _has_failed_at_the_end(each, code)]
+        return _told("interrupted", code, *failed, f"ended by {name} after {took} · {where}")
     if ending.broken:
         log = (f"  {line}" for line in tail_lines(ending.launcher_log, LAUNCHER_LOG_LINES))
         return _told("broken", 1, "\n".join(ending.broken), *log, f"failed after {took} · {where}")
@@ -99,9 +99,14 @@ def conclude(ending: Ending, *, took: str, where: str) -> Conclusion:
     return _told("failed", code, *_failed(ending), f"failed after {took} · exit code {code} · {where}")
 
 
-def _has_raised(failure: Report) -> bool:
-    """Whether a rank that was asked to end has failed at it, with its checkpoint say, and was not merely ended."""
-    return bool(failure.root_cause.traceback) and failure.root_cause.standing == Standing.CAUSE
+def _has_failed_at_the_end(failure: Report, code: int) -> bool:
+    """Whether a rank that was asked to end has failed at it, with its checkpoint say.
+
+    One whose trainer has stopped and saved raises as well, and ends with the signal's code, or as preempted.
+    """
+    cause = failure.root_cause
+    has_raised = bool(cause.traceback) and cause.standing == Standing.CAUSE
+    return has_raised and cause.exit_code not in (code, EXIT_PREEMPTED)
 
 
 def _told(status: str, exit_code: int, *told: str | Report) -> Conclusion:

@@ -81,6 +81,8 @@ def test_a_run_that_did_not_fail_says_it_in_one_line(ending, known, status, code
     [
         ({"traceback": "Traceback …\nOSError: No space left"}, True),
         ({}, False),
+        ({"traceback": "Traceback …", "exit_code": 143}, False),
+        ({"traceback": "Traceback …", "exit_code": 75}, False),
         ({"traceback": "Traceback …", "standing": Standing.CUT_OFF}, False),
     ],
 )
