@@ -42,10 +42,12 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UsageError: The command line, the script or the run directory cannot be used.
     """
-    flags, script, args = _read(argv)
-    plan = resolve(program_of(flags, script, args), flags, environ=os.environ)
+    flags, script, args = read(_parser(), argv)
     asked = given(flags, os.environ, None)
     dry_run = "dry_run" in asked
+    if "json" in flags and not dry_run:
+        raise UsageError("--json belongs to --dry-run: distrain launch --dry-run --json …")
+    plan = resolve(program_of(flags, script, args), flags, environ=os.environ)
     try:
         if not (dry_run and plan.program.kind == "command"):  # which may be on the nodes only
             check_program(plan.program, cwd=current_folder())
@@ -63,13 +65,6 @@ def main(argv: Sequence[str]) -> int:
     from distrain.launcher.run import run
 
     return run(plan, environ=os.environ)
-
-
-def _read(argv: Sequence[str]) -> tuple[dict[str, str], str | None, list[str]]:
-    flags, script, args = read(_parser(), argv)
-    if "json" in flags and "dry_run" not in given(flags, os.environ, None):
-        raise UsageError("--json belongs to --dry-run: distrain launch --dry-run --json …")
-    return flags, script, args
 
 
 def _shown(plan: Plan, *, json: bool) -> str:

@@ -18,7 +18,6 @@ import pkgutil
 import runpy
 import sys
 import threading
-import time
 import types
 from collections.abc import Callable, Mapping
 from importlib.machinery import SourceFileLoader, SourcelessFileLoader
@@ -30,6 +29,7 @@ from typing import Any
 from distrain.errors import LaunchError
 from distrain.launcher import plain
 from distrain.launcher.after_import import after_import
+from distrain.launcher.amendments import amend_torch
 from distrain.launcher.protocol import WorkerJob
 from distrain.rundir import ENV_SMOKE, write_atomic
 from distrain.supervision import flight, heartbeat
@@ -42,13 +42,9 @@ _server_main: types.ModuleType | None = None
 
 _OPENBLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
 
-_GLOO_FINISHES_S = 0.05
-
 _STACKS_FD = 200
 
 _OPTIMIZER = "torch.optim.optimizer"
-
-_C10D = "torch.distributed.distributed_c10d"
 
 
 def become(job: WorkerJob) -> None:
@@ -72,8 +68,7 @@ def become(job: WorkerJob) -> None:
     renew_random_state()
     _keep_sockets_in(job.scratch)
     _set_openblas_threads(job.env)
-    after_import(_C10D, "destroy_process_group", _let_gloo_finish)
-    after_import("torch", "save", _let_saving_take_long)
+    amend_torch()
     _show_stacks_when_asked(job)
     _show_each_step(job)
     if ENV_SMOKE in job.env:
@@ -88,8 +83,7 @@ def become_plain(job: WorkerJob) -> None:
     Args:
         job: The rank to become.
     """
-    after_import(_C10D, "destroy_process_group", _let_gloo_finish)
-    after_import("torch", "save", _let_saving_take_long)
+    amend_torch()
     _show_stacks_when_asked(job)
     after_import(_OPTIMIZER, "register_optimizer_step_post_hook", functools.partial(_show_each_step, job))
     _set_title(job.command)
@@ -105,7 +99,7 @@ def become_rank_of_xla(job: WorkerJob) -> None:
     _redirect(job.stderr, 2)
     os.environ.update(job.env)
     heartbeat.open_slot(job.env.get(heartbeat.ENV_HEARTBEAT, ""))
-    after_import("torch", "save", _let_saving_take_long)
+    amend_torch()
     _show_stacks_when_asked(job)
     _show_each_step(job)
     _set_title(job.command)
@@ -181,44 +175,6 @@ def _set_openblas_threads(env: Mapping[str, str]) -> None:
     for library in ThreadpoolController().select(internal_api="openblas").lib_controllers:
         if library.num_threads != wanted:
             library.set_num_threads(wanted)
-
-
-def _let_gloo_finish() -> None:
-    """Have gloo's threads get the interpreter once more before a program destroys its process group.
-
-    A DDP model that is freed after its group takes the group along, holding the interpreter's lock while it joins
-    gloo's threads; one of them may wait for that lock to free the last collective's tensors, and the rank hangs for
-    good (pytorch#56297). The time for that is a few milliseconds after the collective. It happens under torchrun too,
-    but a warm process, which has all its modules in memory already, is quicker from the one to the other.
-    """
-    c10d = sys.modules[_C10D]
-    destroy = c10d.destroy_process_group
-
-    @functools.wraps(destroy)
-    def destroy_process_group(*args: Any, **kwargs: Any) -> None:
-        time.sleep(_GLOO_FINISHES_S)
-        destroy(*args, **kwargs)
-
-    for module in (c10d, sys.modules["torch.distributed"]):
-        vars(module)["destroy_process_group"] = destroy_process_group
-
-
-def _let_saving_take_long() -> None:
-    """Have `torch.save` count as a checkpoint, whose time is no hang, also in a loop that is not distrain's.
-
-    A thread that saves beside the training leaves that watched.
-    """
-    serialization = sys.modules["torch.serialization"]
-    original = serialization.save
-
-    @functools.wraps(original)
-    def save(*args: Any, **kwargs: Any) -> None:
-        is_main = threading.current_thread() is threading.main_thread()
-        with heartbeat.paused() if is_main else contextlib.nullcontext():
-            original(*args, **kwargs)
-
-    for module in (serialization, sys.modules["torch"]):
-        vars(module)["save"] = save
 
 
 def _show_stacks_when_asked(job: WorkerJob) -> None:

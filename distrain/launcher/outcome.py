@@ -21,7 +21,6 @@ from distrain.supervision.frames import is_library
 from distrain.supervision.hints import hints_for
 from distrain.supervision.logs import tail_lines
 from distrain.supervision.report import rank_names
-from distrain.supervision.screen import lines_left
 from distrain.supervision.stacks import Thread, part_crash, whereabouts
 
 __all__ = ["EXIT_HANG", "Outcome"]
@@ -300,8 +299,7 @@ class Outcome:
         verdict = classify(exit_code, record, tail, was_asked=was_asked)
         kind, message = describe(exit_code, said, stderr_tail=tail, memory=self._out_of_memory(end))
         has_raised = said is not None and said["type"] != "SystemExit"
-        shown = lines_left(log, _LOG_LINES)
-        crashed, rest = self._crashed(end, shown) if said is None else (None, shown)
+        crashed, rest = self._crashed(end, tail) if said is None else (None, tail)
         return Failure(
             rank=end.rank,
             host=socket.gethostname(),

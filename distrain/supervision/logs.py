@@ -324,7 +324,10 @@ class PseudoTerminal:
 
 
 def tail_lines(path: Path, count: int, *, nbytes: int = 1 << 16) -> list[str]:
-    """Return the last lines of a file, none when it cannot be read.
+    r"""Return the last lines of a file as a terminal was left with them, none when it cannot be read.
+
+    A progress bar writes its line many times, each time from the line's beginning: only what follows the last `\r`
+    counts. No character but `\n` ends a line.
 
     Args:
         path: The file.
@@ -337,4 +340,5 @@ def tail_lines(path: Path, count: int, *, nbytes: int = 1 << 16) -> list[str]:
             text = file.read().decode(errors="replace")
     except OSError:
         return []
-    return text.splitlines()[-count:]
+    lines = text.removesuffix("\n").split("\n")[-count:] if text else []
+    return [line.rstrip("\r").rpartition("\r")[2] for line in lines]

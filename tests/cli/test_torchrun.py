@@ -8,7 +8,8 @@ import pytest
 from torch.distributed.argparse_util import check_env, env
 from torch.distributed.run import get_args_parser
 
-from distrain.cli.launch import _read
+from distrain.cli.launch import _parser
+from distrain.cli.parsing import read
 from distrain.plan import Program, detect, resolve
 from distrain.plan.options import OPTIONS
 
@@ -79,10 +80,12 @@ def test_each_spelling_is_taken_with_the_same_number_of_values(word):
     assert takes_value is (mine.kind == "text")
     value = VALUES[action.dest] if takes_value else None
     argv = [word, *([value] if takes_value else []), "train.py", word, "x"]
-    flags, script, args = _read(argv)
+    flags, script, args = read(_parser(), argv)
     assert (script, args) == ("train.py", [word, "x"])
     assert flags == {mine.name: value if takes_value else "1"}
-    assert _read([f"{word}={value}", "train.py"])[0] == flags if takes_value and word.startswith("--") else True
+    assert (
+        read(_parser(), [f"{word}={value}", "train.py"])[0] == flags if takes_value and word.startswith("--") else True
+    )
 
 
 @pytest.mark.parametrize("action", list(dict.fromkeys(TORCHRUNS.values())), ids=lambda action: action.dest)
@@ -144,7 +147,7 @@ def test_what_argparse_lets_torchruns_users_abbreviate():
     seen = 0
     for prefix, action in abbreviations():
         value = [] if action.nargs == 0 else [VALUES[action.dest]]
-        flags, script, _ = _read([prefix, *value, "train.py"])
+        flags, script, _ = read(_parser(), [prefix, *value, "train.py"])
         assert (flags, script) == ({ours(action).name: value[0] if value else "1"}, "train.py"), prefix
         seen += 1
     assert seen > 200

@@ -319,7 +319,17 @@ def test_a_stream_without_room_is_given_up_and_the_reason_told(screen):
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(b"", []), (b"a\nb\nc\n", ["b", "c"]), (b"only", ["only"]), (b"\xff\n", ["\ufffd"])],
+    [
+        (b"", []),
+        (b"a\nb\nc\n", ["b", "c"]),
+        (b"only", ["only"]),
+        (b"a\n\n", ["a", ""]),
+        (b"\xff\n", ["\ufffd"]),
+        (b"important\n" + b"".join(b"\r%d/400" % n for n in range(400)), ["important", "399/400"]),
+        (b"a\r\nb\r\n", ["a", "b"]),
+        (b"1/2\r2/2\r\n", ["2/2"]),
+        ("a\vb\fc\x1cd\u2028e\n".encode(), ["a\vb\fc\x1cd\u2028e"]),
+    ],
 )
 def test_tail(tmp_path, content, expected):
     (tmp_path / "log").write_bytes(content)

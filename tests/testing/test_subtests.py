@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
 from _pytest.subtests import SubtestContext, SubtestReport
 
 from distrain.testing.subtests import merge, received, to_be_sent
 from distrain.testing.verdict import RankEnd
+from tests.testing.test_verdict import report
 
 
 def subtest(outcome="passed", longrepr=None, msg="sub", **values):
-    report = pytest.TestReport(
-        nodeid="test_x.py::test_x",
-        location=("test_x.py", 0, "test_x"),
-        keywords={},
-        outcome=outcome,
-        longrepr=longrepr,
-        when="call",
-    )
-    return SubtestReport._new(report, SubtestContext(msg=msg, kwargs=values), None, None)
+    return SubtestReport._new(report(outcome, longrepr), SubtestContext(msg=msg, kwargs=values), None, None)
 
 
 def ends(*ranks):
