@@ -83,9 +83,8 @@ def test_each_spelling_is_taken_with_the_same_number_of_values(word):
     flags, script, args = read(_parser(), argv)
     assert (script, args) == ("train.py", [word, "x"])
     assert flags == {mine.name: value if takes_value else "1"}
-    assert (
-        read(_parser(), [f"{word}={value}", "train.py"])[0] == flags if takes_value and word.startswith("--") else True
-    )
+    if takes_value and word.startswith("--"):
+        assert read(_parser(), [f"{word}={value}", "train.py"])[0] == flags
 
 
 @pytest.mark.parametrize("action", list(dict.fromkeys(TORCHRUNS.values())), ids=lambda action: action.dest)
