@@ -26,6 +26,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from distrain.launcher.protocol import AgentJob, Channel, agent_job, worker_job
+from distrain.supervision.guard import guarded
 from distrain.supervision.process_state import catches
 from distrain.supervision.reaping import (
     adopt_orphans,
@@ -111,12 +112,16 @@ class ForkServer:
                 if name in AGENT_PRELOAD:
                     raise SystemExit(1) from None
 
-    def serve(self, supervisor_pid: int) -> Next:
+    def serve(self, parent_pid: int) -> Next:
         """Answer requests until the supervisor goes away; return in each forked child, with its work.
 
-        Only this process can end what a killed supervisor leaves behind: the workers, and what they have started.
+        What a killed supervisor leaves behind, the workers and what they have started, ends here or in the guard. The
+        run goes on without a guard.
+
+        Args:
+            parent_pid: This process's parent until now.
         """
-        outlive_parent(supervisor_pid)
+        outlive_parent(parent_pid)
         adopt_orphans()
         gc.collect()
         gc.freeze()  # the workers' garbage collector leaves it alone, so the memory stays shared
@@ -325,10 +330,10 @@ def main(control_fd: int, supervisor_pid: int, blocked: Sequence[str]) -> None:
 
     Args:
         control_fd: The open socket to the supervisor.
-        supervisor_pid: The process to die with.
+        supervisor_pid: The process that has started this one, and whose end is this one's.
         blocked: The names of the signals that this process was started with blocked.
     """
-    die_with_parent(supervisor_pid)
+    parent_pid = guarded(supervisor_pid)
     gc.disable()  # what is imported stays, and looking for garbage in it costs a tenth of the time
     _prepare_libraries()
     server = ForkServer(Channel(socket.socket(fileno=control_fd)), [name for name in blocked if name])
@@ -337,7 +342,7 @@ def main(control_fd: int, supervisor_pid: int, blocked: Sequence[str]) -> None:
     if child is None:
         server.preload(WORKER_PRELOAD)
         server.ready()
-        child = server.serve(supervisor_pid)
+        child = server.serve(parent_pid)
     del server
     child()
 

@@ -35,7 +35,7 @@ the path of a plain interpreter."""
 def start_server(
     plan: Plan, *, env: Mapping[str, str], log: Path, door: int | None
 ) -> tuple[subprocess.Popen[bytes], Channel]:
-    """Start the process that starts the workers.
+    """Start the process that starts the workers, below its guard.
 
     Args:
         plan: What to launch.
@@ -44,12 +44,12 @@ def start_server(
         door: The bound socket where several nodes meet, to be inherited; None where another node has it.
 
     Returns:
-        The process and the channel to it.
+        The guard's process, and the channel to the one that starts the workers.
     """
     module = "xla_host" if plan.device == "xla" else "forkserver"
     ours, theirs = socket.socketpair()
     with open(log, "ab") as file, _blocked(plan.signals) as blocked:
-        server = subprocess.Popen(
+        guard = subprocess.Popen(
             [
                 *(sys.executable, "-u", "-c", PROGRAM.format(module=module)),
                 *(str(theirs.fileno()), str(os.getpid()), str(Path(distrain.__file__).parent.parent)),
@@ -62,7 +62,7 @@ def start_server(
             start_new_session=True,
         )
     theirs.close()
-    return server, Channel(ours)
+    return guard, Channel(ours)
 
 
 @contextlib.contextmanager

@@ -100,6 +100,7 @@ class Supervisor:
         )
         self._blow: Blow | None = None
         self._not_retried: str | None = None
+        self._server_pid = 0
         self._agent_pid = 0
         self._spare: frozenset[int] = frozenset()
         self._agent_report: dict[str, Any] = {}
@@ -130,17 +131,21 @@ class Supervisor:
                 self._start()
                 self._watch(wake_fd)
                 if self._smoke:
-                    self._smoke.note_left({*self._spare, self._server.pid, self._agent_pid})
+                    self._smoke.note_left(self._ours())
             finally:
                 self._stuck = kill_descendants(spare=self._spare)
                 self._scratch.remove()
             self._control.close()
-            self._server.poll()  # it has ended, and was reaped as everybody is
+            self._guard.poll()  # it has ended, and was reaped as everybody is
             if self._terminal:
                 self._terminal.close()
             code = self._conclude()
             self._finish_console()
         return code
+
+    def _ours(self) -> set[int]:
+        """Return the processes below this one that are not the ranks' or of their making."""
+        return {*self._spare, self._guard.pid, self._server_pid, self._agent_pid}
 
     def _announce(self) -> None:
         plan = self._plan
@@ -172,7 +177,7 @@ class Supervisor:
             self._terminal = PseudoTerminal(self._console)
             terminals[str(plan.shown.only)] = self._terminal.names
         door = None if self._door is None else self._door.tcp.fileno()
-        self._server, self._control = start_server(plan, env=env, log=self._rundir.launcher_log, door=door)
+        self._guard, self._control = start_server(plan, env=env, log=self._rundir.launcher_log, door=door)
         if self._door is not None:
             self._door.tcp.close()
         attempt = self._record.first_free_attempt()
@@ -229,6 +234,7 @@ class Supervisor:
     # What the fork server tells, one method for each message.
 
     def _on_ready(self, message: dict[str, Any]) -> None:
+        self._server_pid = message["pid"]
         self._record.update(versions={**interpreter_versions(), "torch": message["torch"]})
         if message["threads"] > 1 and self._plan.warm:
             why = "something imported at start-up (a .pth file, sitecustomize) began one"
@@ -272,7 +278,7 @@ class Supervisor:
     def _on_agent_failed(self, message: dict[str, Any]) -> None:
         """The attempt has failed, and all its workers have ended: say whether another one makes sense."""
         if self._smoke and self._smoke.begins_again():
-            self._smoke.note_left({*self._spare, self._server.pid, self._agent_pid})
+            self._smoke.note_left(self._ours())
             self._say(f"starting all ranks again from the checkpoint after iteration {self._smoke.saved_at()}")
             self._control.send("verdict", retry=True, report=None)
             return

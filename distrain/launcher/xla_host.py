@@ -30,7 +30,7 @@ from typing import Any
 from distrain.launcher.forkserver import AGENT_PRELOAD, ForkServer, Next
 from distrain.launcher.protocol import Channel, WorkerJob, worker_job
 from distrain.rundir import RunDir
-from distrain.supervision.reaping import die_with_parent
+from distrain.supervision.guard import guarded
 
 __all__ = ["main"]
 
@@ -286,17 +286,17 @@ def main(control_fd: int, supervisor_pid: int, blocked: Sequence[str]) -> None:
 
     Args:
         control_fd: The open socket to the supervisor.
-        supervisor_pid: The process to die with.
+        supervisor_pid: The process that has started this one, and whose end is this one's.
         blocked: The names of the signals that this process was started with blocked.
     """
-    die_with_parent(supervisor_pid)
+    parent_pid = guarded(supervisor_pid)
     host = XlaHost(Channel(socket.socket(fileno=control_fd)), [name for name in blocked if name])
     host.start_runner()
     host.preload(AGENT_PRELOAD)
     child = host.start_agent()
     if child is None:
         host.ready()
-        child = host.serve(supervisor_pid)
+        child = host.serve(parent_pid)
     del host
     child()
 

@@ -18,7 +18,15 @@ from pathlib import Path
 
 from distrain.supervision.cleaners import cleans_up, socket_folder
 
-__all__ = ["adopt_orphans", "descendants", "die_with_parent", "kill_descendants", "outlive_parent", "reap"]
+__all__ = [
+    "adopt_orphans",
+    "descendants",
+    "die_with_parent",
+    "kill_descendants",
+    "outlive_parent",
+    "reap",
+    "signal_at_parents_end",
+]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -43,9 +51,18 @@ def die_with_parent(parent_pid: int) -> None:
         parent_pid: The parent's pid, taken before this process was made; when it is gone already, this
             process ends at once.
     """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal_at_parents_end(signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(128 + signal.SIGKILL)
+
+
+def signal_at_parents_end(number: int) -> None:
+    """Have the kernel send this process a signal when its parent ends; it may have ended already.
+
+    Args:
+        number: The signal; 0 for none.
+    """
+    _prctl(_PR_SET_PDEATHSIG, number)
 
 
 def outlive_parent(parent_pid: int) -> None:
@@ -54,7 +71,7 @@ def outlive_parent(parent_pid: int) -> None:
     Args:
         parent_pid: As for `die_with_parent`; when the parent is gone already, this process ends at once.
     """
-    _prctl(_PR_SET_PDEATHSIG, 0)
+    signal_at_parents_end(0)
     if os.getppid() != parent_pid:
         os._exit(128 + signal.SIGKILL)
 

@@ -7,7 +7,8 @@ they write no cache and no report. Its loop over tests answers requests, one aft
     start NODEID NUM JOB       fork NUM ranks; the answer is followed by a socket to each
     how_it_ended · end_ranks
 
-When the other end closes, for whatever reason, everything that was started here is killed.
+When the other end closes, for whatever reason, everything that was started here is killed; the guard above this process
+does so where it cannot.
 """
 
 from __future__ import annotations
@@ -52,9 +53,8 @@ def main(config: pytest.Config, *, fd: int, parent_pid: int) -> NoReturn:
     Args:
         config: Parsed, not yet configured.
         fd: The socket to pytest's process.
-        parent_pid: That process.
+        parent_pid: The guard between the two.
     """
-    die_with_parent(parent_pid)
     for name, value in _OF_THE_OTHER_PROCESS.items():
         if hasattr(config.option, name):
             setattr(config.option, name, value)
@@ -115,10 +115,8 @@ class _Server:
 
     def _collect(self, path: str, nodeid: str) -> None:
         if path not in self._items:
-            die_with_parent(self._parent_pid)  # a module's import may take any time, and nobody listens meanwhile
             self._failures.clear()
             items = self._session.perform_collect([path])
-            outlive_parent(self._parent_pid)
             if self._failures:
                 raise _CannotError("\n".join(self._failures))
             self._items[path] = {item.nodeid: item for item in items}

@@ -26,12 +26,16 @@ LIBRARIES_HAVE_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"
 _BOOT = """\
 import sys
 sys.path[:] = {path!r}
+from distrain.supervision.guard import guarded
+parent_pid = guarded({pid})
+for name in [each for each in sys.modules if each.split(".")[0] == "distrain"]: del sys.modules[name]
 from _pytest.config import _prepareconfig
 config = _prepareconfig({args!r}, None)
 from distrain.testing import server
-server.main(config, fd={fd}, parent_pid={pid})
+server.main(config, fd={fd}, parent_pid=parent_pid)
 """
-# pytest comes first: it rewrites the assertions of a plugin's modules and complains of those that it finds imported.
+# The guard leaves the process while it is small. pytest rewrites the assertions of a plugin's modules and complains of
+# those that it finds imported, so they are imported anew.
 
 
 class ServerError(Exception):

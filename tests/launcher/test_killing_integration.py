@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 import random
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -45,7 +47,7 @@ ENDS_S = 40
 KILLS = int(os.environ.get("DISTRAIN_TEST_KILLS", "10"))
 """How often in the deep tests the supervisor is killed, and how often other members of a run are, all together."""
 
-LIVES_S = {"fork server": 7, "agent": 5, "worker": 4, "loader": 2, "grandchild": 3}
+LIVES_S = {"guard": 7, "fork server": 7, "agent": 5, "worker": 4, "loader": 2, "grandchild": 3}
 """The members of a run below the supervisor, and about how long each lives when nothing happens."""
 
 
@@ -125,12 +127,14 @@ def members(live: Live, kind: str) -> list[Process]:
     tree = descendants(live.process.pid)
     agents = [event["pid"] for event in events(live.run_dir, "agent_started")]
     workers = [event["pid"] for event in events(live.run_dir, "worker_started")]
-    servers = [process.pid for process in tree if process.ppid == live.process.pid]
-    ours = {live.process.pid, *servers, *agents, *workers}
+    guards = [process.pid for process in tree if process.ppid == live.process.pid]
+    servers = [process.pid for process in tree if process.ppid in guards]
+    ours = {live.process.pid, *guards, *servers, *agents, *workers}
     return [
         process
         for process in tree
         if {
+            "guard": process.pid in guards,
             "fork server": process.pid in servers,
             "agent": process.pid in agents,
             "worker": process.pid in workers,
@@ -167,7 +171,9 @@ def rank_of(live: Live, pid: int) -> int | None:
 
 def check_what_was_told(live: Live, kind: str, victim: Process, code: int, err: str) -> None:
     """A worker or its loader is the root cause, the launcher's own parts are named, a grandchild is not missed."""
-    if kind == "fork server":
+    if kind == "guard":  # the run needs none, but for what forks its ranks, before that is ready to do so
+        assert code == 0 or (code, "the fork server ended unexpectedly" in err) == (1, True), err
+    elif kind == "fork server":
         assert (code, "the fork server ended unexpectedly" in err) == (1, True), err
     elif kind == "agent":
         assert (code, "the agent ended unexpectedly (exit code -9)" in err) == (1, True), err
@@ -182,6 +188,57 @@ def check_what_was_told(live: Live, kind: str, victim: Process, code: int, err: 
     else:
         assert code == 0, err
         assert not (live.run_dir / "failure.json").exists()
+
+
+def strike_at_once(pids: Iterable[int]) -> None:
+    """Kill processes, none of which has time to act on another one's end."""
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+def test_what_a_word_of_their_command_lines_selects_is_killed_at_once(tmp_path, family):
+    """As `pkill -9 -f distrain` does: the supervisor, and the fork server, whose command line has the module's name."""
+    known = {process.pid for process in descendants(os.getpid())}
+    with launching("--nproc", "2", "--device", "cpu", family, "apart", cwd=tmp_path) as live:
+        live.wait_for_output("going")
+        (guard,), (server,) = members(live, "guard"), members(live, "fork server")
+        (grandchild, *_) = members(live, "grandchild")
+        selected = {
+            pid
+            for pid in of_the_run(live.process.pid, known)
+            if b"distrain" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        }
+        assert selected >= {live.process.pid, server.pid}
+        assert not selected & {guard.pid, grandchild.pid}
+        strike_at_once(selected)
+        wait_until(lambda: not of_the_run(live.process.pid, known), ENDS_S, what="nothing is left")
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "pair", [("supervisor", "fork server"), ("supervisor", "guard"), ("guard", "fork server")], ids="+".join
+)
+def test_two_of_those_that_end_the_others_are_killed_at_once(tmp_path, family, pair):
+    """At any moment of the run's first seconds, also when one of the two has not begun."""
+    draw = random.Random(",".join(pair))
+    for _ in range(max(1, KILLS // 5)):
+        known = {process.pid for process in descendants(os.getpid())}
+        with launching("--nproc", "2", "--device", "cpu", "--grace", "2", family, "apart", cwd=tmp_path) as live:
+            end = time.monotonic() + draw.uniform(0, 6)
+            wait_until(lambda end=end: time.monotonic() > end, 10, what="the moment", poll_s=0.005)
+            victims = [live.process.pid] if "supervisor" in pair else []
+            victims += [each.pid for kind in pair if kind != "supervisor" for each in members(live, kind)]
+            strike_at_once(victims)
+            wait_until(
+                lambda live=live, known=known: (
+                    live.process.poll() is not None and not of_the_run(live.process.pid, known)
+                ),
+                ENDS_S,
+                what="nothing is left",
+            )
 
 
 @pytest.mark.deep

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.support.processes import Finished, descendants, is_alive, run, wait_until
+from tests.support.processes import Finished, Process, descendants, is_alive, run, wait_until
 
 HEAD = """
     import gc, os, sys, time, threading, warnings
@@ -498,10 +500,11 @@ def test_a_run_without_distributed_tests_imports_neither_torch_nor_the_server(tm
     run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider"], cwd=tmp_path, env={"CI": None}).check()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.deep)], ids=str)
-def test_nothing_outlives_pytest(tmp_path: Path, number: int) -> None:
+@contextlib.contextmanager
+def pytest_inside_a_test(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[Process]]]:
+    """Start a pytest whose two ranks have each started a process in a session of its own; yield it and its tree."""
     write(
-        tmp_path,
+        folder,
         """
         import subprocess
 
@@ -513,16 +516,34 @@ def test_nothing_outlives_pytest(tmp_path: Path, number: int) -> None:
         """,
     )
     process = subprocess.Popen(
-        [sys.executable, "-m", "pytest"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "pytest"], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        wait_until(lambda: len(list(tmp_path.glob("started-*"))) == 2, 60, what="both ranks are in the test")
+        wait_until(lambda: len(list(folder.glob("started-*"))) == 2, 60, what="both ranks are in the test")
         tree = descendants(process.pid)
-        assert len(tree) >= 6  # server, store, two ranks, two of their own
-        os.kill(process.pid, number)
-        process.wait(30)
-        assert process.returncode == (2 if number == signal.SIGINT else -number)
+        assert len(tree) >= 7  # guard, server, store, two ranks, two of their own
+        yield process, tree
         wait_until(lambda: not any(is_alive(each.pid) for each in tree), 20, what="all processes end")
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.deep)], ids=str)
+def test_nothing_outlives_pytest(tmp_path: Path, number: int) -> None:
+    with pytest_inside_a_test(tmp_path) as (process, _):
+        os.kill(process.pid, number)
+        assert process.wait(30) == (2 if number == signal.SIGINT else -number)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("with_pytest", [False, True])
+def test_nothing_outlives_the_server_of_the_ranks(tmp_path: Path, with_pytest: bool) -> None:
+    with pytest_inside_a_test(tmp_path) as (process, tree):
+        (guard,) = (each.pid for each in tree if each.ppid == process.pid)
+        (server,) = (each.pid for each in tree if each.ppid == guard)
+        victims = [server, process.pid] if with_pytest else [server]
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # neither has time to act on the other's end
+            for victim in victims:
+                os.kill(victim, number)
+        assert process.wait(60) == (-signal.SIGKILL if with_pytest else 1)
