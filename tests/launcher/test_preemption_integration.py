@@ -94,6 +94,7 @@ def test_a_stopped_launch_goes_on_to_the_very_same_end(tmp_path, script, number,
     assert weights(done.stdout) == whole
 
 
+@pytest.mark.deep
 def test_workers_that_were_told_by_others_are_not_started_again(tmp_path, script):
     run = tmp_path / "run"
     done = launch(*options("--max-restarts", "2", "--run-dir", run), script, "1000", "0.02", "1", cwd=tmp_path).check(
@@ -106,7 +107,7 @@ def test_workers_that_were_told_by_others_are_not_started_again(tmp_path, script
     assert json.loads((run / "run.json").read_text())["status"] == "preempted"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR2, marks=pytest.mark.deep)])
 def test_a_signal_to_every_process_at_once_is_one_signal(tmp_path, script, number):
     """Slurm signals a step, not a process: the supervisor, the fork server, the agent, the ranks and their children."""
     env = {"NUM_WORKERS": "1", "SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "node0"}
@@ -124,7 +125,10 @@ def test_a_signal_to_every_process_at_once_is_one_signal(tmp_path, script, numbe
     assert re.search(rf"{number.name}: stopped after step \d+, saved in", err)
 
 
-@pytest.mark.parametrize(("env", "code"), [({"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "node0"}, 75), ({}, 143)])
+@pytest.mark.parametrize(
+    ("env", "code"),
+    [({"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "node0"}, 75), pytest.param({}, 143, marks=pytest.mark.deep)],
+)
 def test_a_job_that_is_asked_to_end_before_its_first_step_has_nothing_to_lose(tmp_path, env, code):
     path = tmp_path / "train.py"
     path.write_text("import time; print('imports', flush=True); time.sleep(600)")

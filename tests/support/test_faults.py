@@ -46,8 +46,8 @@ def test_it_is_due_at_its_rank_step_and_attempt_only(monkeypatch: pytest.MonkeyP
     [
         (Fault(kind="exit", step=2, code=7), 7, "finished 1"),
         (Fault(kind="signal", step=3, code=9), -9, "finished 2"),
-        (Fault(kind="exception", step=1), 1, ""),
-        (Fault(kind="exit", step=2, code=7, rank=1), 0, "finished 3"),
+        pytest.param(Fault(kind="exception", step=1), 1, "", marks=pytest.mark.deep),
+        pytest.param(Fault(kind="exit", step=2, code=7, rank=1), 0, "finished 3", marks=pytest.mark.deep),
     ],
 )
 def test_a_script_fails_at_the_wanted_optimizer_step(tmp_path, fault: Fault, returncode: int, last: str) -> None:

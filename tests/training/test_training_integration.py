@@ -159,7 +159,10 @@ def test_two_ranks_save_each_its_random_state_and_one_alone_goes_on(tmp_path, mo
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "moment",
-    ["fsync:1", "rename:1", *(pytest.param(f"fsync:{n}", marks=pytest.mark.deep) for n in (2, 3, 4))],
+    [
+        "fsync:1",
+        *(pytest.param(each, marks=pytest.mark.deep) for each in ("rename:1", "fsync:2", "fsync:3", "fsync:4")),
+    ],
 )
 def test_sigkill_at_any_moment_of_a_write_leaves_a_whole_checkpoint(tmp_path, moment):
     folder = tmp_path / "checkpoints"
