@@ -33,8 +33,8 @@ from distrain.launcher.amendments import amend_torch
 from distrain.launcher.protocol import WorkerJob
 from distrain.rundir import ENV_SMOKE, write_atomic
 from distrain.supervision import flight, heartbeat
+from distrain.supervision.dumps import STACKS_SIGNAL
 from distrain.supervision.exception_record import encode, exception_record
-from distrain.supervision.stacks import STACKS_SIGNAL
 
 __all__ = ["become", "become_plain", "become_rank_of_xla", "renew_random_state", "run"]
 

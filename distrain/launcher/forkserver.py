@@ -26,6 +26,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from distrain.launcher.protocol import AgentJob, Channel, agent_job, worker_job
+from distrain.supervision.dumps import STACKS_SIGNAL
 from distrain.supervision.guard import guarded
 from distrain.supervision.process_state import catches
 from distrain.supervision.reaping import (
@@ -36,7 +37,6 @@ from distrain.supervision.reaping import (
     outlive_parent,
     reap,
 )
-from distrain.supervision.stacks import STACKS_SIGNAL
 
 __all__ = ["AGENT_PRELOAD", "WORKER_PRELOAD", "ForkServer", "main", "num_threads"]
 

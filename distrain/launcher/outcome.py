@@ -16,12 +16,13 @@ from distrain.launcher.vigil import Vigil
 from distrain.rundir import RunDir
 from distrain.supervision.beat import Beat
 from distrain.supervision.classify import classify, did_not_take_part, root_cause
+from distrain.supervision.dumps import Thread, part_crash
 from distrain.supervision.failure import Exit, Failure, Report, Standing, describe, frames_of, recorded_in
 from distrain.supervision.frames import is_library
 from distrain.supervision.hints import hints_for
 from distrain.supervision.logs import tail_lines
 from distrain.supervision.report import rank_names
-from distrain.supervision.stacks import Thread, part_crash, whereabouts
+from distrain.supervision.stacks import whereabouts
 
 __all__ = ["EXIT_HANG", "Outcome"]
 

@@ -14,9 +14,11 @@ from distrain.rundir import RunDir
 from distrain.supervision import flight, stacks
 from distrain.supervision.beat import Beat
 from distrain.supervision.capture import capture
+from distrain.supervision.dumps import Dump, last_dump
 from distrain.supervision.hangs import Hang, HangWatch, Silence
 from distrain.supervision.heartbeat import Board
 from distrain.supervision.memory import OomWatch
+from distrain.supervision.process_state import ProcessState, native_stack
 
 __all__ = ["Standstill", "Vigil"]
 
@@ -38,7 +40,7 @@ class Standstill:
     """
 
     groups: Sequence[stacks.Group]
-    states: Mapping[int, stacks.ProcessState | None]
+    states: Mapping[int, ProcessState | None]
     doing: Mapping[int, str]
     flights: Mapping[int, str]
 
@@ -201,7 +203,7 @@ class Vigil:
         stopped = {rank for rank, state in standstill.states.items() if state is not None and state.is_stopped}
         running = [rank for rank in odd if rank in self._workers and rank not in stopped]
         for rank in running[:1]:
-            native = stacks.native_stack(self._workers[rank].pid, timeout_s=_ANSWER_S)
+            native = native_stack(self._workers[rank].pid, timeout_s=_ANSWER_S)
             if native:
                 text += f"\nnative stack of rank {rank}:\n{textwrap.indent(native.rstrip(), '  ')}"
         return text
@@ -212,11 +214,11 @@ class Vigil:
         Args:
             ranks: The ranks.
         """
-        return _doing({rank: stacks.last_dump(self._stacks(rank)) for rank in ranks})
+        return _doing({rank: last_dump(self._stacks(rank)) for rank in ranks})
 
-    def last_words(self, rank: int) -> stacks.Dump | None:
+    def last_words(self, rank: int) -> Dump | None:
         """Return the newest stacks that a rank has written in this attempt."""
-        return stacks.last_dump(self._stacks(rank))
+        return last_dump(self._stacks(rank))
 
     def out_of_memory(self, rank: int) -> str | None:
         """Return why a rank's death by SIGKILL counts as out of memory; None when nothing speaks for it.
@@ -230,5 +232,5 @@ class Vigil:
         return self._rundir.stacks(self._attempt, rank)
 
 
-def _doing(dumps: Mapping[int, stacks.Dump | None]) -> dict[int, str]:
+def _doing(dumps: Mapping[int, Dump | None]) -> dict[int, str]:
     return {rank: stacks.whereabouts(dump) for rank, dump in dumps.items() if dump is not None}

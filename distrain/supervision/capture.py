@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from distrain.supervision.dumps import STACKS_SIGNAL, Dump, last_dump
 from distrain.supervision.process_state import ProcessState, catches, process_state
-from distrain.supervision.stacks import STACKS_SIGNAL, Dump, last_dump
 
 __all__ = ["Captured", "capture"]
 

@@ -32,7 +32,7 @@ from distrain.launcher.bootstrap import renew_random_state
 from distrain.launcher.interface import gloo_variables
 from distrain.rundir import ENV_RUN_DIR
 from distrain.runtime.environment import ENV_DEVICE
-from distrain.supervision.stacks import STACKS_SIGNAL
+from distrain.supervision.dumps import STACKS_SIGNAL
 from distrain.testing.faults import Faults, InjectedFault
 from distrain.testing.plugin import RANK
 from distrain.testing.subtests import contains_failed, to_be_sent

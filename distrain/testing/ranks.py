@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from distrain.supervision.capture import capture
+from distrain.supervision.dumps import Dump, parse
 from distrain.supervision.failure import signal_name
 from distrain.supervision.frames import Frame
-from distrain.supervision.stacks import Dump, group, parse, render
+from distrain.supervision.stacks import group, render
 from distrain.testing.mark import Mark
 from distrain.testing.subtests import contains_failed, merge, received
 from distrain.testing.verdict import RankEnd, Verdict, judge

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from distrain.supervision.stacks import STACKS_SIGNAL
+from distrain.supervision.dumps import STACKS_SIGNAL
 from tests.launcher.probe import facts as probe_facts
 from tests.support.processes import Finished, run
 

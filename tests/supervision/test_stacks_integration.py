@@ -14,15 +14,16 @@ from pathlib import Path
 import pytest
 
 from distrain.supervision.capture import Captured, capture
+from distrain.supervision.dumps import STACKS_SIGNAL, last_dump
 from distrain.supervision.process_state import catches, native_stack, process_state
-from distrain.supervision.stacks import STACKS_SIGNAL, group, last_dump, odd_ones_out, render
+from distrain.supervision.stacks import group, odd_ones_out, render
 from tests.support.processes import REPOSITORY, children, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="process states are read from /proc")
 
 REGISTER = """
 import faulthandler, itertools, multiprocessing, os, re, signal, sys, threading
-from distrain.supervision.stacks import STACKS_SIGNAL
+from distrain.supervision.dumps import STACKS_SIGNAL
 log = open(sys.argv[1], "a")
 faulthandler.register(STACKS_SIGNAL, file=log, all_threads=True)
 faulthandler.enable(file=log, all_threads=True)
