@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 from distrain.launcher.protocol import AgentJob, Channel, agent_job, worker_job
 from distrain.supervision.dumps import STACKS_SIGNAL
 from distrain.supervision.guard import guarded
-from distrain.supervision.process_state import catches
+from distrain.supervision.process_state import catches, num_threads
 from distrain.supervision.reaping import (
     adopt_orphans,
     descendants,
@@ -38,7 +38,7 @@ from distrain.supervision.reaping import (
     reap,
 )
 
-__all__ = ["AGENT_PRELOAD", "WORKER_PRELOAD", "ForkServer", "main", "num_threads"]
+__all__ = ["AGENT_PRELOAD", "WORKER_PRELOAD", "ForkServer", "main"]
 
 AGENT_PRELOAD = ("torch", "torch.distributed")
 """What the agent needs before it is forked; it imports the rest of torch elastic by itself, meanwhile."""
@@ -55,16 +55,6 @@ FROM_AGENT = ("failed", "note", "report", "round", "word")
 
 Next = Callable[[], None]
 """What a forked child does once it has left the server."""
-
-
-def num_threads() -> int:
-    """Return the number of threads of this process, those of C libraries included (Linux; else Python's own)."""
-    try:
-        return len(os.listdir("/proc/self/task"))
-    except OSError:
-        import threading
-
-        return threading.active_count()
 
 
 class ForkServer:

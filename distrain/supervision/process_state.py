@@ -1,4 +1,4 @@
-"""What the kernel and py-spy can say of a process from outside."""
+"""What the kernel and py-spy can say of a process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ProcessState", "catches", "native_stack", "process_state"]
+__all__ = ["ProcessState", "catches", "native_stack", "num_threads", "process_state"]
 
 _STATES = {
     "R": "busy on a core",
@@ -129,3 +129,13 @@ def native_stack(pid: int, timeout_s: float = 5.0) -> str | None:
         if done.returncode == 0:
             return done.stdout.decode(errors="replace")
     return None
+
+
+def num_threads() -> int:
+    """Return the number of threads of this process, those of C libraries included (Linux; else Python's own)."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        import threading
+
+        return threading.active_count()

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from _pytest.main import wrap_session  # what `pytest` itself and pytest-xdist's workers run
 
-from distrain.launcher.forkserver import AGENT_PRELOAD, WORKER_PRELOAD, num_threads
+from distrain.launcher.forkserver import AGENT_PRELOAD, WORKER_PRELOAD
+from distrain.supervision.process_state import num_threads
 from distrain.supervision.reaping import adopt_orphans, die_with_parent, kill_descendants, outlive_parent
 from distrain.testing import rank
 from distrain.testing.store_host import StoreHost
