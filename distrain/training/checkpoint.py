@@ -104,8 +104,9 @@ class Checkpointer:
 
         The trainer's own progress is set when its run starts, so `run(loader, max_epochs=5)` goes on to epoch 5, also
         when the checkpoint was a finished run of 3. A checkpoint that cannot be read is set aside with a warning, and
-        the one before it is taken. Where the world size is the same, each rank gets back its own random states
-        and what it had in the trainer's state dict; else all get rank 0's, and start with random states of their own.
+        the one before it is taken. Where the world size is the same, each rank gets back what it had in the trainer's
+        state dict and, behind what the handlers of the run's start draw, its own random states; else all get rank 0's
+        state dict, and start with random states of their own.
         Iterations are then counted anew: what is done of an epoch is as much of it as before, of its new length.
 
         Args:
@@ -292,18 +293,31 @@ class Checkpointer:
             _load(each, saved[name], f"The state of {name} in {path}")
         rank, world_size = rank_and_size()
         if meta["world_size"] == world_size:
-            set_random_state(content["random"][rank])
-            progress = content["trainer"][rank]
+            progress, random = content["trainer"][rank], content["random"][rank]
         else:
-            progress = _without_random_states(content["trainer"][0])
+            progress, random = _without_random_states(content["trainer"][0]), {}
         self._resume_window(trainer, content["windows"], path)
         self.resumed_from = path
 
-        def set_once(engine: Engine) -> None:
-            handle.remove()
+        def set_progress(engine: Engine) -> None:
             self._set_progress(engine, progress, meta)
+            # An engine calls handlers that are added while their event is being fired, unless one was removed
+            # meanwhile: so these two are removed by the last of them.
+            handles.append(engine.add_event_handler(Events.STARTED, set_random))
 
-        handle = trainer.add_event_handler(Events.STARTED, set_once)
+        def set_random(engine: Engine) -> None:
+            for handle in handles:
+                handle.remove()
+            set_random_state(random)
+            if place_of(engine)[1] != 0:
+                handles[:] = [engine.add_event_handler(Events.EPOCH_STARTED, set_random_again)]
+
+        def set_random_again() -> None:
+            """Undo what handlers have drawn for an epoch whose beginning is long over, or to what they have seeded."""
+            handles[0].remove()
+            set_random_state(random)
+
+        handles = [trainer.add_event_handler(Events.STARTED, set_progress)]
 
     @staticmethod
     def _resume_window(trainer: Engine, windows: list[dict[str, Any]], path: Path) -> None:

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import random
 import zipfile
@@ -283,8 +284,43 @@ def test_random_states_come_back(tmp_path):
     expected = (random.random(), np.random.rand(), torch.rand(1))
     random.seed(0)
     np.random.seed(0)
-    setting(tmp_path)
-    assert (random.random(), np.random.rand(), torch.rand(1)) == expected
+    _, loader, trainer, _ = setting(tmp_path)
+    drawn = []
+
+    @trainer.on(distrain.Events.EPOCH_STARTED)
+    def draw():
+        drawn.append((random.random(), np.random.rand(), torch.rand(1)))
+        trainer.terminate()
+
+    trainer.run(loader, max_epochs=1)
+    assert drawn == [expected]
+
+
+def drawing(folder, event, stop_at=None):
+    """Train where something else draws random numbers, too, before the run (event None) or at one of its events."""
+    _, loader, trainer, _ = setting(folder)
+    losses = {}
+    if event is None:
+        losses[0] = torch.rand(1).item()
+    else:
+        trainer.add_event_handler(event, lambda: torch.manual_seed(trainer.state.epoch))
+
+    @trainer.on(distrain.Events.ITERATION_COMPLETED)
+    def follow():
+        losses[trainer.state.iteration] = trainer.state.output
+        if trainer.state.iteration == stop_at:
+            raise StopError
+
+    with pytest.raises(StopError) if stop_at else contextlib.nullcontext():
+        trainer.run(loader, max_epochs=3)
+    return losses
+
+
+@pytest.mark.parametrize("stop_at", [4, 11])  # inside an epoch and at the end of one
+@pytest.mark.parametrize("event", [None, distrain.Events.STARTED, distrain.Events.EPOCH_STARTED])
+def test_what_is_drawn_before_the_first_iteration_is_as_in_the_first_start(tmp_path, event, stop_at):
+    before = drawing(tmp_path / "cut", event, stop_at)
+    assert {**before, **drawing(tmp_path / "cut", event)} == drawing(tmp_path / "whole", event)
 
 
 def scheduled(folder, stop_before=None):
