@@ -20,9 +20,11 @@ class LossAggregator:
     """Puts the mean loss of all ranks into rank 0's `trainer.state.metrics`.
 
     `metrics["loss"]` is the mean over the last `every` iterations, each loss weighted by its batch's samples;
-    `metrics["epoch_loss"]`, set when an epoch completes, is the mean over the epoch (since the resumption, where a run
-    resumed inside it). Losses add up on the device in double precision; only a reporting iteration reduces them, and
-    only rank 0 then waits for the value. A handler that is attached later sees the new value at the same event.
+    `metrics["epoch_loss"]`, set when an epoch completes, is the mean over the epoch. Both are means since the
+    resumption where a run was resumed in between, so what decides by them, such as `ReduceLROnPlateau`, may then decide
+    otherwise than in the uninterrupted run; by an evaluation it does not. Losses add up on the device in double
+    precision; only a reporting iteration reduces them, and only rank 0 then waits for the value. A handler that is
+    attached later sees the new value at the same event.
 
     Args:
         every: Iterations between two reports.

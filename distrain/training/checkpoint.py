@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from distrain.engine import DeterministicEngine, Engine, Events, RemovableEventHandle
@@ -42,6 +43,8 @@ OF_THE_TRAINER = ("scaler", "apex")
 
 RESERVED = ("trainer", "accumulation", *OF_THE_TRAINER)
 
+_written_here: set[Path] = set()
+
 
 class Checkpointer:
     """Saves a trainer and what belongs to it, keeps the newest, and goes on from there when started again.
@@ -53,7 +56,8 @@ class Checkpointer:
     Args:
         every: Iterations between two checkpoints; None for one at the end of each epoch.
         keep: How many to keep, the newest.
-        directory: Where; `checkpoints` in the run directory of `distrain.init()` by default.
+        directory: Where; `checkpoints` in the run directory of `distrain.init()` by default. Where a script has several
+            trainers, each needs a directory of its own.
         stop_on_signals: While the trainer runs, SIGTERM or SIGINT (Ctrl-C) makes all ranks finish their iteration, stop
             after the same one, save it, and end with `StoppedBySignal`, a SystemExit: exit code 75 after SIGTERM, 130
             after SIGINT. A signal to a single rank stops all. A second one of the same kind has its usual effect at
@@ -76,6 +80,7 @@ class Checkpointer:
         self.resumed_from: Path | None = None
         """The checkpoint that `attach` loaded, or None."""
         self._directory = None if directory is None else Path(os.path.abspath(directory))
+        self._is_default = directory is None
         self._objects: dict[str, Any] = {}
         self._number = 0
         self._incarnation = 0
@@ -104,8 +109,9 @@ class Checkpointer:
 
         The trainer's own progress is set when its run starts, so `run(loader, max_epochs=5)` goes on to epoch 5, also
         when the checkpoint was a finished run of 3. A checkpoint that cannot be read is set aside with a warning, and
-        the one before it is taken. Where the world size is the same, each rank gets back its own random states
-        and what it had in the trainer's state dict; else all get rank 0's, and start with random states of their own.
+        the one before it is taken. Where the world size is the same, each rank gets back what it had in the trainer's
+        state dict and, behind what the handlers of the run's start draw, its own random states; else all get rank 0's
+        state dict, and start with random states of their own.
         Iterations are then counted anew: what is done of an epoch is as much of it as before, of its new length.
 
         Args:
@@ -182,7 +188,8 @@ class Checkpointer:
             "windows": windows if any(each["held"] for each in windows) else [],
         }
         with heartbeat.paused():
-            checkpoint_files.write(self._path(state.iteration), content, meta)
+            checkpoint_files.write(path := self._path(state.iteration), content, meta)
+            _written_here.add(path)
             self._prune()
 
     def _take_over(self) -> None:
@@ -292,18 +299,38 @@ class Checkpointer:
             _load(each, saved[name], f"The state of {name} in {path}")
         rank, world_size = rank_and_size()
         if meta["world_size"] == world_size:
-            set_random_state(content["random"][rank])
-            progress = content["trainer"][rank]
+            progress, random = content["trainer"][rank], content["random"][rank]
         else:
-            progress = _without_random_states(content["trainer"][0])
+            progress, random = _without_random_states(content["trainer"][0]), {}
         self._resume_window(trainer, content["windows"], path)
         self.resumed_from = path
+        if self._is_default and path in _written_here:
+            warnings.warn(
+                f"Another trainer of this script has written {path}, and this one goes on from there. If its training "
+                "is another one, give each trainer a Checkpointer with a directory of its own.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
-        def set_once(engine: Engine) -> None:
-            handle.remove()
+        def set_progress(engine: Engine) -> None:
             self._set_progress(engine, progress, meta)
+            # An engine calls handlers that are added while their event is being fired, unless one was removed
+            # meanwhile: so these two are removed by the last of them.
+            handles.append(engine.add_event_handler(Events.STARTED, set_random))
 
-        handle = trainer.add_event_handler(Events.STARTED, set_once)
+        def set_random(engine: Engine) -> None:
+            for handle in handles:
+                handle.remove()
+            set_random_state(random)
+            if place_of(engine)[1] != 0:
+                handles[:] = [engine.add_event_handler(Events.EPOCH_STARTED, set_random_again)]
+
+        def set_random_again() -> None:
+            """Undo what handlers have drawn for an epoch whose beginning is long over, or to what they have seeded."""
+            handles[0].remove()
+            set_random_state(random)
+
+        handles = [trainer.add_event_handler(Events.STARTED, set_progress)]
 
     @staticmethod
     def _resume_window(trainer: Engine, windows: list[dict[str, Any]], path: Path) -> None:
@@ -357,6 +384,13 @@ class Checkpointer:
                 RuntimeWarning,
                 stacklevel=2,
             )
+        had_of_goal, what = (done, "epochs") if goal == "max_epochs" else (progress["iteration"], "iterations")
+        if progress[goal] is not None and progress[goal] < had_of_goal:
+            raise CheckpointError(
+                f"The run is to go on from {self.resumed_from}, which has done {had_of_goal} {what}, and run() was "
+                f"asked for {goal}={progress[goal]}. Ask for {had_of_goal} or more, in all; to begin anew, use another "
+                "run directory."
+            )
         trainer.load_state_dict(progress)
         if isinstance(trainer, Engine):
             trainer.place = done, inside
@@ -393,3 +427,11 @@ def _load(target: Any, state: Any, what: str) -> None:
         raise
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{what} does not fit the one given: {error}") from error
+    if isinstance(target, Optimizer):
+        # torch takes the options of another class of optimizer, and its next step fails for want of its own.
+        missing = [name for name in target.defaults if any(name not in group for group in target.param_groups)]
+        if missing:
+            raise CheckpointError(
+                f"{what} is that of another optimizer than {type(target).__name__}: it has no {', '.join(missing)}. "
+                "Make the optimizer as in the saved run, or use another run directory."
+            )

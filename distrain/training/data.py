@@ -36,7 +36,7 @@ class ShardedDataLoader(DataLoader[T_co]):
         self._stretches: tuple[Stretch, ...] = ()
         self._began = 0  # where the present stretch did
         self._resumes = False
-        self._reseeds = options.get("generator") is None
+        self._reseeds = sampler.seeds_processes = options.get("generator") is None
         if self._reseeds:
             options["generator"] = torch.Generator()
         super().__init__(dataset, batch_sampler=sampler, **options)
@@ -164,7 +164,10 @@ def dataloader(
     With `drop_last` all batches are full and an epoch leaves out fewer than `batch_size * world_size` samples.
 
     With `shuffle` each epoch has another order. The loader's `state_dict()` and `load_state_dict()` let a run go on
-    with the very next batch, at any `num_workers`; random transforms inside the data set start anew from there.
+    with the very next batch, at any `num_workers`. Random transforms inside the data set come out the same, too: where
+    this process reads the data by the random states that `Checkpointer` restores, and in worker processes, because
+    those seed Python, NumPy and torch for each batch. They do not where a `generator` is given, which then seeds the
+    workers once, as torch does.
 
     Args:
         dataset: A data set with a length and an index.

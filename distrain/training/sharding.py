@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, get_worker_info
+
+from distrain.random_state import seed_all
 
 __all__ = ["ShardSampler", "Stretch", "batch_sizes", "left_after", "mixed_seed"]
 
@@ -120,6 +123,31 @@ def mixed_seed(*parts: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+class SeededIndices(list[int]):
+    """The indices of a batch; a loader's process that receives them seeds Python, NumPy and torch for this batch.
+
+    So its random transforms depend on the batch alone, not on those that the same process has had before: a resumed
+    run draws what the other would have. It receives a plain list.
+
+    Args:
+        indices: The indices.
+        seed: The seed.
+    """
+
+    def __init__(self, indices: list[int], seed: int) -> None:
+        super().__init__(indices)
+        self._seed = seed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (list(self), self._seed)
+
+
+def _received(indices: list[int], seed: int) -> list[int]:
+    if get_worker_info() is not None:
+        seed_all(seed)
+    return indices
+
+
 class ShardSampler(Sampler[list[int]]):
     """The batches of indices of one rank, for the epoch and from the batch that were set.
 
@@ -158,6 +186,8 @@ class ShardSampler(Sampler[list[int]]):
         self.epoch = 0
         self.first_batch = 0
         self.stretches: tuple[Stretch, ...] = ()
+        self.seeds_processes = True
+        """Whether a loader's processes are seeded for each batch."""
         self._sizes = batch_sizes(num_samples, batch_size, rank, world_size, drop_last=drop_last)
 
     def __len__(self) -> int:
@@ -184,6 +214,8 @@ class ShardSampler(Sampler[list[int]]):
             order = order[: _divisible(len(order), self.batch_size, self.world_size, drop_last=self.drop_last)]
         shard = order[self.rank :: self.world_size]
         start = sum(sizes[: self.first_batch])
-        for size in sizes[self.first_batch :]:
-            yield shard[start : start + size].tolist()
+        for number, size in enumerate(sizes[self.first_batch :], self.first_batch):
+            indices = shard[start : start + size].tolist()
+            place = self.epoch, self.rank, len(self.stretches), number
+            yield SeededIndices(indices, mixed_seed(self.seed, *place)) if self.seeds_processes else indices
             start += size

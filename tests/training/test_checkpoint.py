@@ -1,3 +1,4 @@
+import contextlib
 import json
 import random
 import zipfile
@@ -181,6 +182,26 @@ def test_a_finished_run_is_not_run_again_but_can_be_made_longer(tmp_path):
     assert list(run(tmp_path, epochs=3)[1]) == [11, 12, 13, 14, 15]
 
 
+def test_another_trainer_that_goes_on_from_the_first_ones_checkpoint_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("DISTRAIN_RUN_DIR", str(tmp_path))
+    with distrain.init(device="cpu"):
+        for number in range(2):
+            trainer = distrain.create_supervised_trainer(*tiny(), mse_loss)
+            says = pytest.warns(RuntimeWarning, match=r"Another trainer .*step-00000001, .* directory of its own")
+            with says if number else contextlib.nullcontext():
+                distrain.Checkpointer().attach(trainer)
+            trainer.run([(torch.zeros(1, 3), torch.zeros(1, 1))], max_epochs=1)
+
+
+def test_a_goal_behind_the_checkpoint_is_refused(tmp_path):
+    run(tmp_path, epochs=2)
+    with pytest.raises(CheckpointError, match=r"step-00000010, which has done 2 epochs.*max_epochs=1. Ask for 2 or"):
+        run(tmp_path, epochs=1)
+    _, loader, trainer, _ = setting(tmp_path)
+    with pytest.raises(CheckpointError, match=r"has done 10 iterations.*max_iters=9. Ask for 10 or"):
+        trainer.run(loader, max_iters=9)
+
+
 def test_without_every_it_saves_at_each_epoch(tmp_path):
     run(tmp_path, every=None)
     assert names(tmp_path) == ["step-00000005", "step-00000010", "step-00000015"]
@@ -223,6 +244,8 @@ def test_what_does_not_fit_is_said(tmp_path):
     checkpointer = distrain.Checkpointer(directory=tmp_path)
     with pytest.raises(CheckpointError, match=r"state of model in .* does not fit"):
         checkpointer.attach(trainer, model=other)
+    with pytest.raises(CheckpointError, match="of another optimizer than SGD: it has no momentum, dampening"):
+        checkpointer.attach(trainer, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(CheckpointError, match="no state for ema; it holds loader, model, optimizer"):
         checkpointer.attach(trainer, ema=model)
     with pytest.raises(ValueError, match="'trainer' is taken"):
@@ -283,8 +306,43 @@ def test_random_states_come_back(tmp_path):
     expected = (random.random(), np.random.rand(), torch.rand(1))
     random.seed(0)
     np.random.seed(0)
-    setting(tmp_path)
-    assert (random.random(), np.random.rand(), torch.rand(1)) == expected
+    _, loader, trainer, _ = setting(tmp_path)
+    drawn = []
+
+    @trainer.on(distrain.Events.EPOCH_STARTED)
+    def draw():
+        drawn.append((random.random(), np.random.rand(), torch.rand(1)))
+        trainer.terminate()
+
+    trainer.run(loader, max_epochs=1)
+    assert drawn == [expected]
+
+
+def drawing(folder, event, stop_at=None):
+    """Train where something else draws random numbers, too, before the run (event None) or at one of its events."""
+    _, loader, trainer, _ = setting(folder)
+    losses = {}
+    if event is None:
+        losses[0] = torch.rand(1).item()
+    else:
+        trainer.add_event_handler(event, lambda: torch.manual_seed(trainer.state.epoch))
+
+    @trainer.on(distrain.Events.ITERATION_COMPLETED)
+    def follow():
+        losses[trainer.state.iteration] = trainer.state.output
+        if trainer.state.iteration == stop_at:
+            raise StopError
+
+    with pytest.raises(StopError) if stop_at else contextlib.nullcontext():
+        trainer.run(loader, max_epochs=3)
+    return losses
+
+
+@pytest.mark.parametrize("stop_at", [4, 11])  # inside an epoch and at the end of one
+@pytest.mark.parametrize("event", [None, distrain.Events.STARTED, distrain.Events.EPOCH_STARTED])
+def test_what_is_drawn_before_the_first_iteration_is_as_in_the_first_start(tmp_path, event, stop_at):
+    before = drawing(tmp_path / "cut", event, stop_at)
+    assert {**before, **drawing(tmp_path / "cut", event)} == drawing(tmp_path / "whole", event)
 
 
 def scheduled(folder, stop_before=None):

@@ -1,9 +1,11 @@
 import itertools
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
-from torch.utils.data import IterableDataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 import distrain
 from distrain.errors import CheckpointError
@@ -43,6 +45,47 @@ def test_it_goes_on_with_the_very_next_batch(num_workers):
     second.load_state_dict(saved)
     assert seen + values(second) == expected[1]
     assert values(second) == expected[2]
+
+
+class Noisy(Dataset):
+    """Whose samples are random, by each of the generators."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return torch.tensor([index, random.random(), np.random.rand(), torch.rand(()).item()], dtype=torch.float64)
+
+
+def noisy(**options):
+    return distrain.dataloader(Noisy(), 2, shuffle=True, seed=5, **options)
+
+
+@pytest.mark.usefixtures("sigchld")
+@pytest.mark.parametrize("had", [3, 4])  # inside an epoch and at the end of one
+def test_random_transforms_in_worker_processes_go_on_as_well(had):
+    options = {"num_workers": 2, "persistent_workers": True}
+    whole = noisy(**options)
+    expected = torch.cat([torch.cat(list(whole)) for _ in range(2)])
+    assert len(expected[:, 1:].unique()) == 3 * len(expected)
+    first = noisy(**options)
+    batches = iter(first)
+    seen = [next(batches) for _ in range(had)]
+    second = noisy(num_workers=1)
+    second.load_state_dict(first.state_dict())
+    rest = [batch for _ in range(1 if had == len(first) else 2) for batch in second]
+    assert torch.equal(torch.cat(seen + rest), expected)
+
+
+@pytest.mark.usefixtures("sigchld")
+def test_a_generator_of_the_users_seeds_the_worker_processes():
+    first, second = (torch.cat(list(noisy(num_workers=1, generator=generator))) for generator in map(seeded, range(2)))
+    assert torch.equal(first[:, 0], second[:, 0])
+    assert not (first[:, 1:] == second[:, 1:]).any()
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
 
 
 def test_at_an_epochs_end_the_next_one_starts():
