@@ -79,4 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _hint(name: str) -> str:
     if name.endswith(".py"):
         return f" Did you mean distrain launch {name}?"
+    from distrain.plan.options import OPTIONS
+
+    if name.partition("=")[0] in (word for each in OPTIONS for word in each.spellings):
+        return f" Options come behind the command: distrain launch {name} …"
     return did_you_mean(name, _COMMANDS)

@@ -101,6 +101,8 @@ def read(
     if unknown:
         flag = unknown[0].partition("=")[0]
         known = [word for each in OPTIONS for word in each.spellings if "_" not in word]
+        if flag.replace("_", "-") == "--use-env":  # of torch.distributed.launch, where it is what torchrun always does
+            raise UsageError(f"{flag} is not needed: every rank finds its place in RANK and LOCAL_RANK. Leave it out.")
         hint = did_you_mean(flag, [*known, *more]) or f" {parser.prog} --help lists the options."
         raise UsageError(f"unknown option {flag}.{hint}")
     flags = {name: value for name, value in vars(options).items() if value is not None}
@@ -129,9 +131,10 @@ def program_of(
         raise UsageError("-m and --no-python exclude each other; a command is no module.")
     else:
         kind = "module" if "module" in found else "command" if "no_python" in found else "script"
-    if script is None:
+    if not script:
         what = "script" if kind == "path" else kind
-        raise UsageError(f"no {what} given. Usage: {command} [options] script.py [args ...]")
+        got = "" if script is None else ", but an empty word (a shell variable that is not set?)"
+        raise UsageError(f"no {what} given{got}. Usage: {command} [options] script.py [args ...]")
     return Program(
         kind=kind,  # type: ignore[arg-type]  # one of the four above
         target=script,

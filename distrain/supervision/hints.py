@@ -73,6 +73,13 @@ _ROWS = (
     ),
     _Row(
         r"SystemExit|exit code 2",
+        r"arguments are required: (?:[^\n]*[, ])?(?P<option>--local[-_]rank)",
+        "torch.distributed.launch gave the script {option}; here, as under torchrun, each rank finds it in the "
+        "environment: int(os.environ['LOCAL_RANK']). Without a change to the script, put {option}='${{local_rank}}' "
+        "behind it.",
+    ),
+    _Row(
+        r"SystemExit|exit code 2",
         r"error: (?:unrecognized|the following) arguments",
         "The script refused its own arguments.",
     ),

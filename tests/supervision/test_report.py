@@ -291,6 +291,11 @@ def test_a_huge_line_that_the_traceback_does_not_hold_is_shown_cut():
 
 
 HINTS = [
+    (
+        "exit code 2",
+        "error: the following arguments are required: --data, --local_rank",
+        "--local_rank='${local_rank}'",
+    ),
     ("ModuleNotFoundError", "No module named 'timm.data'", "timm.data"),
     ("torch.OutOfMemoryError", "CUDA out of memory. Tried to allocate 2 GiB", "batch smaller"),
     ("OutOfMemory", "killed by the kernel", "more memory"),
