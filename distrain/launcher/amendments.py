@@ -1,4 +1,4 @@
-"""What is different of torch in a rank that Python runs, whether torch is there already or comes later."""
+"""What is different of torch, and of pdb, in a rank that Python runs, whether they are there already or come later."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from distrain.launcher.after_import import after_import
@@ -20,9 +21,10 @@ _GLOO_FINISHES_S = 0.05
 
 
 def amend_torch() -> None:
-    """Have process groups end without a hang and `torch.save` count as a checkpoint, in this process."""
+    """Have process groups end without a hang, and neither `torch.save` nor pdb's prompt be taken for one."""
     after_import(_C10D, "destroy_process_group", _let_gloo_finish)
     after_import("torch", "save", _let_saving_take_long)
+    after_import("pdb", "Pdb", _let_debugging_take_long)
 
 
 def _let_gloo_finish() -> None:
@@ -51,13 +53,24 @@ def _let_saving_take_long() -> None:
     A thread that saves beside the training leaves that watched.
     """
     serialization = sys.modules["torch.serialization"]
-    original = serialization.save
+    save = _in_a_pause(serialization.save)
+    for module in (serialization, sys.modules["torch"]):
+        vars(module)["save"] = save
+
+
+def _let_debugging_take_long() -> None:
+    """Have the time at pdb's prompt, and at those of debuggers made from pdb, be no hang: somebody thinks."""
+    debugger = sys.modules["pdb"].Pdb
+    debugger.interaction = _in_a_pause(debugger.interaction)
+
+
+def _in_a_pause(original: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that does the same, in a pause of the heartbeat where it is the main thread that calls it."""
 
     @functools.wraps(original)
-    def save(*args: Any, **kwargs: Any) -> None:
+    def paused(*args: Any, **kwargs: Any) -> None:
         is_main = threading.current_thread() is threading.main_thread()
         with heartbeat.paused() if is_main else contextlib.nullcontext():
             original(*args, **kwargs)
 
-    for module in (serialization, sys.modules["torch"]):
-        vars(module)["save"] = save
+    return paused
