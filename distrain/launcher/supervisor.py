@@ -44,6 +44,7 @@ from distrain.supervision.output import standard_outputs
 from distrain.supervision.reaping import adopt_orphans, descendants, kill_descendants, reap
 from distrain.supervision.record import RunRecord
 from distrain.supervision.scratch import Scratch
+from distrain.supervision.terminal_mode import kept_terminal_mode
 
 __all__ = ["Supervisor"]
 
@@ -125,7 +126,7 @@ class Supervisor:
     def _run(self) -> int:
         self._spare = frozenset(descendants(os.getpid()))
         adopt_orphans()
-        with self._signals.taken_over() as wake_fd:
+        with kept_terminal_mode(), self._signals.taken_over() as wake_fd:
             try:
                 self._announce()
                 self._start()

@@ -171,6 +171,16 @@ def test_ctrl_c_ends_the_run_with_130_and_no_traceback_of_ours(tmp_path, script)
     assert screen.text.count("KeyboardInterrupt") == 1
 
 
+def test_a_rank_killed_at_a_prompt_leaves_the_terminal_as_it_was(tmp_path, script):
+    shell = ("sh", "-c", 'stty -a; "$@"; echo ended with $?; stty -a', "sh")
+    program = "import os, signal, tty; tty.setcbreak(0); os.kill(os.getpid(), signal.SIGKILL)"
+    with terminal("--nproc", "1", script(program), cwd=tmp_path, before=shell) as screen:
+        assert screen.end() == 0
+    before, _, after = screen.text.partition("ended with 137\r\n")
+    assert "icanon" in after
+    assert before.startswith(after)
+
+
 def test_two_shown_ranks_share_the_screen_in_prefixed_lines(tmp_path, script):
     program = script("import os, sys; print('tty', sys.stdout.isatty())")
     with terminal("--nproc", "2", "--log-ranks", "all", program, cwd=tmp_path) as screen:
