@@ -94,7 +94,11 @@ def resolve_meeting(draft: Draft) -> Meeting | None:
     told = any(name in found for name in ("master_port", "rdzv_conf", "rdzv_id")) or (
         "rdzv_endpoint" in found and found["rdzv_endpoint"].text not in ANY_PORT_HERE
     )
-    if "standalone" in found or (alone and not told and backend in ("c10d", "static")):
+    if "standalone" in found:
+        return None
+    if alone and not told and backend in ("c10d", "static"):
+        if "node_rank" in found:
+            _node_rank(draft, high)
         return None
     node_rank = _node_rank(draft, high)
     if "rdzv_backend" not in found:
@@ -174,6 +178,10 @@ def _node_rank(draft: Draft, high: int) -> int | None:
     said, placement = draft.found.get("node_rank"), draft.placement
     if said is not None:
         rank = whole_number(said, "a whole number", least=0)
+        if rank >= high == 1:
+            raise UsageError(
+                f"{said.where}: got {rank}, and the run has one node, number 0. Say how many there are: --nnodes N."
+            )
         if rank >= high:
             raise UsageError(f"{said.where}: got {rank} with at most {high} nodes; valid are 0 to {high - 1}.")
         return rank

@@ -393,6 +393,12 @@ def test_nobody_is_asked_on_a_machine_without_tpu_chips(monkeypatch):
         (STEP, {"nnodes": "4"}, "--nnodes: got '4', and the allocation has 2"),
         (JOB, {"nnodes": "2"}, "--nnodes: got '2', and distrain was started on one node only"),
         (STEP, {"node_rank": "2"}, "--node-rank: got 2 with at most 2 nodes; valid are 0 to 1."),
+        (
+            {},
+            {"node_rank": "1"},
+            "--node-rank: got 1, and the run has one node, number 0. Say how many there are: --nnodes",
+        ),
+        ({}, {"node_rank": "1", "master_addr": "h"}, "--node-rank: got 1, and the run has one node"),
         ({}, {"nnodes": "2"}, "several nodes need a place to meet: give --rdzv-endpoint HOST:PORT"),
         ({}, {"nnodes": "2:1"}, "--nnodes: got '2:1'; the fewest must be at least 1 and no more than the most."),
         ({}, {"nnodes": "two"}, "--nnodes: got 'two'; give a number of nodes, or the fewest and the most, as 1:4."),
