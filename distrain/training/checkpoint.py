@@ -44,6 +44,7 @@ OF_THE_TRAINER = ("scaler", "apex")
 RESERVED = ("trainer", "accumulation", *OF_THE_TRAINER)
 
 _written_here: set[Path] = set()
+"""The directories that trainers of this process have saved in."""
 
 
 class Checkpointer:
@@ -188,8 +189,8 @@ class Checkpointer:
             "windows": windows if any(each["held"] for each in windows) else [],
         }
         with heartbeat.paused():
-            checkpoint_files.write(path := self._path(state.iteration), content, meta)
-            _written_here.add(path)
+            checkpoint_files.write(self._path(state.iteration), content, meta)
+            _written_here.add(self.directory)
             self._prune()
 
     def _take_over(self) -> None:
@@ -304,10 +305,10 @@ class Checkpointer:
             progress, random = _without_random_states(content["trainer"][0]), {}
         self._resume_window(trainer, content["windows"], path)
         self.resumed_from = path
-        if self._is_default and path in _written_here:
+        if self._is_default and self.directory in _written_here:
             warnings.warn(
-                f"Another trainer of this script has written {path}, and this one goes on from there. If its training "
-                "is another one, give each trainer a Checkpointer with a directory of its own.",
+                f"Another trainer of this script has saved in {self.directory}, and this one goes on from {path.name} "
+                "there. If its training is another one, give each trainer a Checkpointer with a directory of its own.",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -361,11 +362,11 @@ class Checkpointer:
         progress[goal] = getattr(state, goal)
         done, inside = meta["place"]
         then, now = meta["epoch_length"], state.epoch_length
-        had = _had_of_divided(state.dataloader, now) if inside else None
-        if had is not None and (had, now) != (inside, then):
-            done, inside = (done + 1, 0) if had == now else (done, had)
+        divided = _had_of_divided(state.dataloader, now) if inside else None
+        if divided is not None and (divided, now) != (inside, then):
+            done, inside = (done + 1, 0) if divided == now else (done, divided)
             progress = _without_random_states({**progress, "iteration": done * now + inside, "epoch_length": now})
-        elif had is None and now is not None and then is not None and now != then:
+        elif divided is None and now is not None and then is not None and now != then:
             if inside:
                 raise CheckpointError(
                     f"The checkpoint was taken inside an epoch, after {inside} of its {then} iterations, and an epoch "
@@ -384,12 +385,11 @@ class Checkpointer:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        had_of_goal, what = (done, "epochs") if goal == "max_epochs" else (progress["iteration"], "iterations")
-        if progress[goal] is not None and progress[goal] < had_of_goal:
+        had, what = (done, "epochs") if goal == "max_epochs" else (progress["iteration"], "iterations")
+        if progress[goal] is not None and progress[goal] < had:
             raise CheckpointError(
-                f"The run is to go on from {self.resumed_from}, which has done {had_of_goal} {what}, and run() was "
-                f"asked for {goal}={progress[goal]}. Ask for {had_of_goal} or more, in all; to begin anew, use another "
-                "run directory."
+                f"The run is to go on from {self.resumed_from}, which has done {had} {what}, and run() was asked for "
+                f"{goal}={progress[goal]}. Ask for {had} or more, in all; to begin anew, use another run directory."
             )
         trainer.load_state_dict(progress)
         if isinstance(trainer, Engine):
@@ -421,17 +421,22 @@ def _without_random_states(progress: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load(target: Any, state: Any, what: str) -> None:
+    options = _options(target)
     try:
         target.load_state_dict(state)
     except CheckpointError:
         raise
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{what} does not fit the one given: {error}") from error
-    if isinstance(target, Optimizer):
-        # torch takes the options of another class of optimizer, and its next step fails for want of its own.
-        missing = [name for name in target.defaults if any(name not in group for group in target.param_groups)]
-        if missing:
-            raise CheckpointError(
-                f"{what} is that of another optimizer than {type(target).__name__}: it has no {', '.join(missing)}. "
-                "Make the optimizer as in the saved run, or use another run directory."
-            )
+    # torch takes the options of another class of optimizer, and its next step fails for want of its own.
+    if missing := sorted(options - _options(target)):
+        raise CheckpointError(
+            f"{what} is that of another optimizer than {type(target).__name__}: it has no {', '.join(missing)}. Make "
+            "the optimizer as in the saved run, or use another run directory."
+        )
+
+
+def _options(target: Any) -> set[str]:
+    """Return the names of an optimizer's options that all of its groups have; of anything else none."""
+    groups = target.param_groups if isinstance(target, Optimizer) else []
+    return set.intersection(*map(set, groups)) if groups else set()
