@@ -64,17 +64,21 @@ _HOME = {
     "heartbeat": "distrain.supervision.heartbeat",
 }
 
+_PRIVATE_IN_IGNITE = {"_prepare_batch": "prepare_batch"}
+"""What scripts import from ignite's engine although it is private there; many name this one."""
+
 __version__ = "0.1.0"
 __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
+    public = _PRIVATE_IN_IGNITE.get(name, name)
+    home = _HOME.get(public)
     if home is None:
         from distrain.errors import did_you_mean
 
         raise AttributeError(f"module 'distrain' has no attribute {name!r}.{did_you_mean(name, _HOME)}")
-    value = getattr(importlib.import_module(home), name)
+    value = getattr(importlib.import_module(home), public)
     globals()[name] = value
     return value
 

@@ -36,6 +36,6 @@ def __getattr__(name: str) -> Any:
         return DeterministicEngine
     import distrain
 
-    if name in distrain.__all__:
+    if name in distrain.__all__ or name == "_prepare_batch":
         return getattr(distrain, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -172,10 +172,12 @@ class Engine(EventSource):
 
         Raises:
             TypeError: `data` cannot be iterated.
-            ValueError: The arguments contradict each other or the state, or the data is empty.
+            ValueError: The arguments contradict each other or the state, a length has a fraction, or the data is empty.
         """
         if data is not None and not isinstance(data, Iterable):
             raise TypeError(f"Argument data should be iterable, got {type(data)}")
+        if epoch_length is not None and math.isfinite(epoch_length) and epoch_length % 1:
+            raise ValueError(f"epoch_length is {epoch_length}; with a fraction, the epoch would never end.")
         self._check_goal(max_epochs, max_iters)
 
         state = self.state

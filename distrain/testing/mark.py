@@ -11,7 +11,7 @@ import pytest
 
 from distrain.errors import did_you_mean
 
-__all__ = ["DESCRIPTION", "Mark", "read_mark"]
+__all__ = ["DESCRIPTION", "Mark", "is_for_ranks", "read_mark"]
 
 DESCRIPTION = (
     "distributed(nproc, timeout_s=60, shared=()): run the test on nproc gloo ranks forked from a warm server; fixtures "
@@ -36,6 +36,26 @@ class Mark:
     nproc: int
     timeout_s: float = DEFAULT_TIMEOUT_S
     shared: tuple[str, ...] = ("tmp_path",)
+
+
+def is_for_ranks(item: pytest.Item) -> bool:
+    """Say whether the test has the mark.
+
+    Others have a mark of this name as well, ignite's own tests for one: it only sorts tests, and takes no arguments. A
+    mark without arguments is left to a project that has registered the name itself.
+
+    Args:
+        item: The test.
+    """
+    mark = item.get_closest_marker("distributed")
+    if mark is None:
+        return False
+    return bool(mark.args or mark.kwargs) or not _has_another_mark_of_this_name(item.config)
+
+
+def _has_another_mark_of_this_name(config: pytest.Config) -> bool:
+    registered = (line for line in config.getini("markers") if line != DESCRIPTION)
+    return any(line.partition(":")[0].partition("(")[0].strip() == "distributed" for line in registered)
 
 
 def read_mark(item: pytest.Item) -> Mark:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from distrain.testing.mark import DESCRIPTION, Mark, read_mark
+from distrain.testing.mark import DESCRIPTION, Mark, is_for_ranks, read_mark
 
 if TYPE_CHECKING:
     from distrain.runtime.world import World
@@ -49,7 +49,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def _is_ours(item: pytest.Item) -> bool:
     """Whether this process hands the test to ranks; a rank, which is a pytest too, runs it."""
-    return item.get_closest_marker("distributed") is not None and RANK not in item.config.stash
+    return RANK not in item.config.stash and is_for_ranks(item)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -109,6 +109,15 @@ def test_empty_data_of_unknown_length_are_refused_where_iterations_are_counted()
         Engine(lambda engine, batch: batch).run(iter(()), max_iters=3)
 
 
+def test_a_length_with_a_fraction_is_refused() -> None:
+    """ignite's epoch never ends."""
+    engine = Engine(lambda engine, batch: batch)
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=20), engine.terminate)
+    with pytest.raises(ValueError, match=r"epoch_length is 1\.5; with a fraction, the epoch would never end"):
+        engine.run([1, 2, 3], epoch_length=3 / 2)  # type: ignore[arg-type]
+    assert engine.run([1, 2, 3], epoch_length=4 / 2).iteration == 2  # type: ignore[arg-type]
+
+
 def test_a_run_that_counts_iterations_ends_with_its_data() -> None:
     """ignite runs empty epochs for ever."""
     engine = Engine(lambda engine, batch: batch)

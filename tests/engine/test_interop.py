@@ -269,6 +269,22 @@ def test_every_public_name_of_ignites_engine_is_found_under_the_same_path(
         assert value.__module__.startswith("distrain.")
 
 
+@pytest.mark.parametrize("ours", ["distrain", "distrain.engine"])
+def test_the_private_name_that_many_scripts_import_is_found_too(ours: str) -> None:
+    found = importlib.import_module(ours)
+    assert found._prepare_batch is importlib.import_module("distrain").prepare_batch
+    assert "_prepare_batch" not in found.__all__
+
+
+def test_the_private_functions_of_the_random_states_stand_beside_the_deterministic_engine() -> None:
+    found = importlib.import_module("distrain.deterministic")
+    states = found._get_rng_states()
+    drawn = torch.rand(2)
+    assert found._repr_rng_state(found._get_rng_states()) != found._repr_rng_state(states)
+    found._set_rng_states(states)
+    assert torch.equal(torch.rand(2), drawn)
+
+
 def test_what_is_no_name_of_ours_is_none_of_the_engines() -> None:
     for module in ("distrain.engine", "distrain.engine.events"):
         with pytest.raises(AttributeError, match=f"module '{module}' has no attribute 'nothing'"):

@@ -500,6 +500,30 @@ def test_a_run_without_distributed_tests_imports_neither_torch_nor_the_server(tm
     run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider"], cwd=tmp_path, env={"CI": None}).check()
 
 
+def test_a_projects_own_mark_of_this_name_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(
+        'def pytest_configure(config):\n    config.addinivalue_line("markers", "distributed: needs a process group")\n'
+    )
+    (tmp_path / "test_theirs.py").write_text(
+        "import os, pytest\n"
+        "@pytest.mark.distributed\n"
+        "def test_theirs():\n"
+        "    assert 'RANK' not in os.environ\n"
+        "@pytest.mark.distributed(nprocs=2)\n"
+        "def test_ours_with_a_slip():\n"
+        "    pass\n"
+    )
+    done = run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider"], cwd=tmp_path, env={"CI": None}).check(1)
+    assert outcomes(done) == {"passed": 1, "error": 1}, done.stdout
+    assert "has no argument 'nprocs'" in done.stdout
+
+
+def test_a_mark_without_arguments_is_refused_where_no_other_is_known(tmp_path: Path) -> None:
+    (tmp_path / "test_bare.py").write_text("import pytest\n@pytest.mark.distributed\ndef test_bare():\n    pass\n")
+    done = run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider"], cwd=tmp_path, env={"CI": None}).check(1)
+    assert "it must be the number of ranks" in done.stdout
+
+
 @contextlib.contextmanager
 def pytest_inside_a_test(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[Process]]]:
     """Start a pytest whose two ranks have each started a process in a session of its own; yield it and its tree."""
