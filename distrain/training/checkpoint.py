@@ -14,22 +14,21 @@ from __future__ import annotations
 import os
 import secrets
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
-from distrain.engine import DeterministicEngine, Engine, Events, RemovableEventHandle
+from distrain.engine import Engine, Events, RemovableEventHandle
 from distrain.errors import CheckpointError
 from distrain.rundir import RunDir, checkpoint_order
 from distrain.runtime import current_world, from_main, gather_on_main, rank_and_size
 from distrain.supervision import heartbeat
-from distrain.training import checkpoint_files, incarnations
+from distrain.training import checkpoint_files, incarnations, resuming
+from distrain.training.aggregation import aggregators, means_of
 from distrain.training.checks import positive_int
-from distrain.training.data import ShardedDataLoader
 from distrain.training.progress import place_of
 from distrain.training.random_state import random_state, set_random_state
 from distrain.training.stopping import StopOnSignals
@@ -112,7 +111,7 @@ class Checkpointer:
         when the checkpoint was a finished run of 3. A checkpoint that cannot be read is set aside with a warning, and
         the one before it is taken. Where the world size is the same, each rank gets back what it had in the trainer's
         state dict and, behind what the handlers of the run's start draw, its own random states; else all get rank 0's
-        state dict, and start with random states of their own.
+        state dict, and start with random states of their own. The means of a `LossAggregator` go on in any case.
         Iterations are then counted anew: what is done of an epoch is as much of it as before, of its new length.
 
         Args:
@@ -160,9 +159,15 @@ class Checkpointer:
         """
         state = trainer.state
         window = getattr(state, "accumulation", None)
-        mine = (dict(trainer.state_dict()), random_state(), None if window is None else window.state_dict())
-        gathered = gather_on_main(mine)
-        windows = [each for *_, each in gathered if each is not None]
+        gathered = gather_on_main(
+            {
+                "trainer": dict(trainer.state_dict()),
+                "random": random_state(),
+                "window": None if window is None else window.state_dict(),
+                "means": {name: each.state_dict() for name, each in aggregators(trainer).items()},
+            }
+        )
+        windows = [each["window"] for each in gathered if each["window"] is not None]
         self._saved_at = state.iteration, place_of(trainer)
         if rank_and_size()[0] != 0:
             return
@@ -183,8 +188,7 @@ class Checkpointer:
         content = {
             "meta": meta,
             "objects": {name: each.state_dict() for name, each in self._objects.items()},
-            "trainer": [each for each, *_ in gathered],
-            "random": [each for _, each, _ in gathered],
+            **{name: [each[name] for each in gathered] for name in ("trainer", "random", "means")},
             # Between windows there is nothing to go on with.
             "windows": windows if any(each["held"] for each in windows) else [],
         }
@@ -302,7 +306,8 @@ class Checkpointer:
         if meta["world_size"] == world_size:
             progress, random = content["trainer"][rank], content["random"][rank]
         else:
-            progress, random = _without_random_states(content["trainer"][0]), {}
+            progress, random = resuming.without_random_states(content["trainer"][0]), {}
+        means = means_of(rank, world_size, content.get("means", []))
         self._resume_window(trainer, content["windows"], path)
         self.resumed_from = path
         if self._is_default and self.directory in _written_here:
@@ -314,24 +319,16 @@ class Checkpointer:
             )
 
         def set_progress(engine: Engine) -> None:
-            self._set_progress(engine, progress, meta)
-            # An engine calls handlers that are added while their event is being fired, unless one was removed
-            # meanwhile: so these two are removed by the last of them.
-            handles.append(engine.add_event_handler(Events.STARTED, set_random))
+            resuming.set_progress(engine, progress, meta, path=path, attached=self._objects.values())
+            self._saved_at = engine.state.iteration, place_of(engine)
 
-        def set_random(engine: Engine) -> None:
-            for handle in handles:
-                handle.remove()
+        def set_rest(engine: Engine) -> None:
             set_random_state(random)
-            if place_of(engine)[1] != 0:
-                handles[:] = [engine.add_event_handler(Events.EPOCH_STARTED, set_random_again)]
+            for name, each in aggregators(engine).items():
+                if name in means:
+                    each.load_state_dict(means[name])
 
-        def set_random_again() -> None:
-            """Undo what handlers have drawn for an epoch whose beginning is long over, or to what they have seeded."""
-            handles[0].remove()
-            set_random_state(random)
-
-        handles = [trainer.add_event_handler(Events.STARTED, set_progress)]
+        resuming.at_the_start(trainer, set_progress, set_rest)
 
     @staticmethod
     def _resume_window(trainer: Engine, windows: list[dict[str, Any]], path: Path) -> None:
@@ -352,72 +349,9 @@ class Checkpointer:
                 stacklevel=4,
             )
 
-    def _set_progress(self, trainer: Engine, saved: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Set the trainer's progress, towards the goal of the run that has just started."""
-        state = trainer.state
-        progress = dict(saved)
-        for goal in ("max_epochs", "max_iters"):
-            progress.pop(goal, None)
-        goal = "max_epochs" if state.max_iters is None else "max_iters"
-        progress[goal] = getattr(state, goal)
-        done, inside = meta["place"]
-        then, now = meta["epoch_length"], state.epoch_length
-        divided = _had_of_divided(state.dataloader, now) if inside else None
-        if divided is not None and (divided, now) != (inside, then):
-            done, inside = (done + 1, 0) if divided == now else (done, divided)
-            progress = _without_random_states({**progress, "iteration": done * now + inside, "epoch_length": now})
-        elif divided is None and now is not None and then is not None and now != then:
-            if inside:
-                raise CheckpointError(
-                    f"The checkpoint was taken inside an epoch, after {inside} of its {then} iterations, and an epoch "
-                    f"has {now} now (world size {meta['world_size']} then, {rank_and_size()[1]} now). Attach the "
-                    "loader, one of distrain.dataloader: it divides what is left. Or go on with the former sizes, or "
-                    "from a checkpoint taken at the end of an epoch."
-                )
-            progress["iteration"] = done * now
-            progress["epoch_length"] = now
-            progress = _without_random_states(progress)
-        elif inside and rank_and_size()[0] == 0 and self._begins_anew(trainer):
-            warnings.warn(
-                f"The run goes on inside an epoch, after iteration {inside} of it, and its data begin anew: some "
-                "samples come a second time, others not at all. Attach the loader to the Checkpointer, one of "
-                "distrain.dataloader.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        had, what = (done, "epochs") if goal == "max_epochs" else (progress["iteration"], "iterations")
-        if progress[goal] is not None and progress[goal] < had:
-            raise CheckpointError(
-                f"The run is to go on from {self.resumed_from}, which has done {had} {what}, and run() was asked for "
-                f"{goal}={progress[goal]}. Ask for {had} or more, in all; to begin anew, use another run directory."
-            )
-        trainer.load_state_dict(progress)
-        if isinstance(trainer, Engine):
-            trainer.place = done, inside
-        self._saved_at = state.iteration, place_of(trainer)
-
-    def _begins_anew(self, trainer: Engine) -> bool:
-        """Whether the data have no way to go on where they were; what other types do is their own."""
-        data = trainer.state.dataloader
-        if isinstance(trainer, DeterministicEngine) or any(each is data for each in self._objects.values()):
-            return False
-        return isinstance(data, (DataLoader, list, tuple))
-
     def _prune(self) -> None:
         for path in checkpoint_files.in_order(self.directory)[: -self.keep]:
             checkpoint_files.remove(path, self._incarnation)
-
-
-def _had_of_divided(data: Any, epoch_length: int | None) -> int | None:
-    """Return how many iterations an epoch counts as had that a loader has divided anew; None where it has not."""
-    is_ours = isinstance(data, ShardedDataLoader) and data.is_divided_anew and len(data) == epoch_length
-    return data.position if is_ours else None
-
-
-def _without_random_states(progress: dict[str, Any]) -> dict[str, Any]:
-    """Return a trainer's progress for another division of the data: of a deterministic one only the seed is kept."""
-    saved = progress.get("rng_states")
-    return {**progress, "rng_states": {"seed": saved["seed"]}} if isinstance(saved, Mapping) else progress
 
 
 def _load(target: Any, state: Any, what: str) -> None:
