@@ -202,6 +202,13 @@ def test_a_goal_behind_the_checkpoint_is_refused(tmp_path):
         trainer.run(loader, max_iters=9)
 
 
+def test_plain_torch_reads_a_model_from_a_checkpoint(tmp_path):
+    model, *_ = run(tmp_path, epochs=1)
+    again = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+    again.load_state_dict(torch.load(tmp_path / "step-00000005" / "state.pt")["objects"]["model"])
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
+
+
 def test_without_every_it_saves_at_each_epoch(tmp_path):
     run(tmp_path, every=None)
     assert names(tmp_path) == ["step-00000005", "step-00000010", "step-00000015"]
