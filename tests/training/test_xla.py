@@ -565,6 +565,7 @@ def test_two_fake_replicas_reduce_once_a_window_and_decide_together(two_fake_rep
     assert skipped["weights"] == pytest.approx(whole(num=3), rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Another trainer of this script")
 def test_a_script_on_two_fake_replicas_is_one_process_on_all_data_also_when_resumed(
     two_fake_replicas, tmp_path, monkeypatch
 ):
