@@ -174,7 +174,8 @@ class MeetingPlace:
     def awaited(self) -> str:
         """Say whom this node waits for."""
         at = f"at {self._meeting.endpoint}; waiting up to {join_timeout_s(self._meeting):g} s for the others"
-        return f"{self._num_here()} {at}"
+        for_place = "" if self.is_head else ", or for a place as long as the run goes on"
+        return f"{self._num_here()} {at}{for_place}"
 
     def too_few(self) -> str:
         """Say that not enough nodes came."""
@@ -185,7 +186,8 @@ class MeetingPlace:
         needed = self._meeting.min_nodes
         if isinstance(self.watch, Head):
             return f"{self.watch.num_here() + 1} of {needed} nodes are here"
-        return f"fewer than {needed} nodes are here, or all places are taken"
+        few = f"fewer than {needed} nodes are here" if needed > 2 else "the nodes have not met yet"
+        return f"{few}, or all places are taken"
 
     def wait_for_others(self) -> None:
         """Keep the place open until every other node has left.

@@ -119,6 +119,22 @@ class Membership:
             time.sleep(_LOOK_S)
         self.check()
 
+    def have_others_ended(self, patience_s: float) -> bool:
+        """Wait a moment for the word of how the run has ended; return whether ranks elsewhere have ended well.
+
+        Args:
+            patience_s: How long at most.
+
+        Raises:
+            EndedElsewhereError: They have failed.
+        """
+        end_s = time.monotonic() + patience_s
+        while time.monotonic() < end_s and not self._done and not self.is_head_gone:
+            self.check()
+            time.sleep(_LOOK_S)
+        self.check()
+        return bool(self._done)
+
     def changed(self) -> bool:
         """Whether a new round is to be begun with who is left, or because another node asked for it."""
         return self._changed

@@ -323,3 +323,13 @@ def test_whose_ranks_have_ended_well_is_known_by_rank_and_host_until_the_next_ro
     assert ranks not in membership.left_elsewhere()
     membership.began(1, [NODE, OTHER])
     assert membership.left_elsewhere() == {}
+
+
+def test_a_node_that_waits_for_a_place_hears_how_the_run_has_ended(said):
+    membership = make(said, members=())
+    assert not membership.have_others_ended(0)
+    membership.take("done", {"token": "b"})
+    assert membership.have_others_ended(60)
+    membership.take("failed", {"token": "c", "text": "rank 1: KeyError", "exit_code": 3})
+    with pytest.raises(EndedElsewhereError, match="failed: rank 1: KeyError"):
+        membership.have_others_ended(60)

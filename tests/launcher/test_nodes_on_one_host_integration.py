@@ -88,3 +88,44 @@ def test_one_node_is_stopped_and_the_other_s_ranks_take_longer_to_end(tmp_path, 
             node.wait()
     assert codes == [75, 75], [log.read_text() for log in logs]
     assert all("the state is saved" in log.read_text() for log in logs)
+
+
+WAITS = """
+import pathlib, sys, time
+while not pathlib.Path("stop").exists():
+    time.sleep(0.05)
+sys.exit(int(pathlib.Path("stop").read_text()))
+"""
+
+
+@pytest.mark.parametrize("code", [0, 5])
+def test_a_node_that_waits_for_a_place_ends_as_the_run_does(tmp_path, code):
+    (tmp_path / "train.py").write_text(WAITS)
+    meet = ["--nnodes", "2", "--device", "cpu", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--run-dir", "run"]
+    whole = {key: value for key, value in {**os.environ, **environment()}.items() if value is not None}
+    logs = [tmp_path / f"node-{number}.log" for number in range(3)]
+    nodes = []
+
+    def start(log):
+        with log.open("w") as file:
+            nodes.append(
+                subprocess.Popen(command(*meet, "train.py"), cwd=tmp_path, env=whole, stdout=file, stderr=file)
+            )
+
+    try:
+        for log in logs[:2]:
+            start(log)
+        wait_until(lambda: "2 nodes together" in logs[0].read_text(), 100, what="the round of two")
+        start(logs[2])
+        wait_until(lambda: "or all places are taken" in logs[2].read_text(), 60, what="that the third one waits")
+        (tmp_path / "stop.new").write_text(str(code))
+        (tmp_path / "stop.new").rename(tmp_path / "stop")
+        codes = [node.wait(60) for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+            node.wait()
+    said = logs[2].read_text()
+    assert codes == [code] * 3, said
+    assert ("the run has ended well, and this node has had no ranks in it" in said) == (code == 0), said
+    assert ("root cause: rank " in said) == (code != 0), said
