@@ -229,10 +229,14 @@ class Joining:
             self._place.watch.drain()
 
     def left(self, why: int | Exception) -> None:
-        """This node ends for a reason of its own: a signal, or an error."""
-        if self._place is None or isinstance(why, EndedElsewhereError):
+        """This node ends for a reason of its own: a signal, or an error. The head tells of any other, too.
+
+        The nodes of the round know that one, but not those that wait for a place.
+        """
+        is_ours = not isinstance(why, EndedElsewhereError)
+        if self._place is None or not (is_ours or self._place.is_head):
             return
-        number = why if isinstance(why, int) else None
-        how = f"has ended: {why}" if number is None else f"was ended by {signal.Signals(number).name}"
+        number = why if isinstance(why, int) else getattr(why, "signal", None)
+        how = f"was ended by {signal.Signals(why).name}" if isinstance(why, int) else f"has ended: {why}"
         self._place.watch.tell("head_gone" if self._place.is_head else "leave", how=how, signal=number)
         self._place.watch.drain()
