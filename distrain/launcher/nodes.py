@@ -159,7 +159,7 @@ class NodesRendezvous(RendezvousHandler):
                 return self._joined(self._say_who_is_awaited if first else None)
             except (RendezvousClosedError, RendezvousGracefulExitError):
                 has_ended_well = self._membership.have_others_ended(_LAST_WORD_S)
-                if has_ended_well and first:
+                if has_ended_well and first and not self._membership.full():
                     raise NoPartError("the run has ended well, and this node has had no ranks in it") from None
                 if has_ended_well or not self._membership.is_head_gone:
                     raise LaunchError("the run has ended on the other nodes, so it ends on this one") from None
@@ -312,12 +312,21 @@ class NodesRendezvous(RendezvousHandler):
         self._asked = False
         self._logs.attempt = attempt - 1
         self._membership.began(attempt, nodes)
+        self._turn_away()
         self._began(attempt, nodes)
         count = f"{len(nodes)} node{'s' * (len(nodes) != 1)}"
         self._say(f"{count} together · {spans(nodes)} · this is node {rank} · store at {address}:{port_text}")
         agents = AgentStore("agents", store, self._membership)
         agents.set_timeout(timedelta(seconds=60))
         return RendezvousInfo(agents, rank, len(nodes), RendezvousStoreInfo(address, int(port_text)))
+
+    def _turn_away(self) -> None:
+        """Tell nodes that there is no place for them, where there will be none; torch would have them wait."""
+        full, left_out = self._membership.full(), self._membership.superfluous()
+        if self.place.is_head and full and left_out:
+            for node in left_out:
+                self._say(f"{node.name} was turned away: {full}")
+            self.place.watch.tell("refused", text=full, but=self._membership.tokens())
 
 
 class _Inner:
