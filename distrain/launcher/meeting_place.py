@@ -25,6 +25,7 @@ from distrain.errors import LaunchError
 from distrain.launcher.apart import apart
 from distrain.launcher.facts import Facts, clock_warning, warnings
 from distrain.launcher.inquiry import CLUES, PLACED, VICTIM
+from distrain.launcher.interface import is_own_everywhere
 from distrain.launcher.membership import EndedElsewhereError, Membership
 from distrain.launcher.precheck import PATIENCE_S, await_answer, join_timeout_s, loopback_of, node_name
 from distrain.launcher.round_store import listen
@@ -175,12 +176,18 @@ class MeetingPlace:
         """Say whom this node waits for."""
         at = f"at {self._meeting.endpoint}; waiting up to {join_timeout_s(self._meeting):g} s for the others"
         for_place = "" if self.is_head else ", or for a place as long as the run goes on"
-        return f"{self._num_here()} {at}{for_place}"
+        return f"{self._num_here()} {at}{for_place}{self._only_here()}"
 
     def too_few(self) -> str:
         """Say that not enough nodes came."""
         waited = f"{join_timeout_s(self._meeting):g} s at {self._meeting.endpoint}"
-        return f"{self._num_here()} after {waited}; the ranks do not start"
+        return f"{self._num_here()} after {waited}; the ranks do not start{self._only_here()}"
+
+    def _only_here(self) -> str:
+        host, port = self._meeting.host, self._meeting.port
+        if not is_own_everywhere(host):
+            return ""
+        return f". {host} leads each host to itself; for several hosts give --rdzv-endpoint HOST:{port}"
 
     def _num_here(self) -> str:
         needed = self._meeting.min_nodes
