@@ -146,8 +146,13 @@ def _launched(config: LaunchConfig, job: AgentJob, joining: Joining | None) -> N
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import launch_agent
 
+    from distrain.launcher.nodes import NoPartError
+
     try:
         launch_agent(config, job.command[0], job.command[1:])
+    except NoPartError as error:
+        assert joining is not None
+        joining.say(str(error))
     except (ChildFailedError, LaunchError, SignalException):
         raise
     except Exception:

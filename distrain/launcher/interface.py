@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Mapping
 
-__all__ = ["gloo_variables", "interface_of", "is_loopback"]
+__all__ = ["gloo_variables", "interface_of", "is_loopback", "is_own_everywhere"]
 
 _SIOCGIFADDR = 0x8915
 
@@ -20,6 +20,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_own_everywhere(host: str) -> bool:
+    """Whether a host, as it is written, leads each host to itself: its loopback interface, or all it has."""
+    return is_loopback(host) or host in ("0.0.0.0", "::")  # noqa: S104 - compared only
 
 
 def interface_of(address: str) -> str | None:

@@ -109,17 +109,17 @@ class Joining:
 
     def _make_handler(self, parameters: RendezvousParameters) -> RendezvousHandler:
         meeting = self._meeting if self._job.door is not None else self._where_all_meet()
-        place = MeetingPlace(meeting, self._facts(), door=self._job.door, say=self._say, hear=self._hear)
+        place = MeetingPlace(meeting, self._facts(), door=self._job.door, say=self.say, hear=self._hear)
         membership = self._membership = place.membership
         threading.Thread(target=self._end_if_stuck, args=[membership], name="distrain-backstop", daemon=True).start()
         succession = Succession(
-            is_elastic=meeting.min_nodes < meeting.max_nodes, timeout_s=place.timeout_s, say=self._say
+            is_elastic=meeting.min_nodes < meeting.max_nodes, timeout_s=place.timeout_s, say=self.say
         )
         self._nodes = NodesRendezvous(
             parameters,
             place=place,
             succession=succession,
-            say=self._say,
+            say=self.say,
             logs=self._logs,
             began=self._round_began,
         )
@@ -131,11 +131,11 @@ class Joining:
         def look() -> None:
             elsewhere = moved(self._meeting, Path(self._job.facts["shared_run_dir"]))
             if elsewhere is not None:
-                self._say(f"the nodes meet at {elsewhere.endpoint} now")
+                self.say(f"the nodes meet at {elsewhere.endpoint} now")
                 raise _MovedError(elsewhere)
 
         try:
-            await_answer(self._meeting, self._say, look)
+            await_answer(self._meeting, self.say, look)
         except _MovedError as found:
             return found.meeting
         return self._meeting
@@ -164,7 +164,8 @@ class Joining:
             attempt=job.first_attempt,
         )
 
-    def _say(self, text: str, *, elsewhere: bool = False) -> None:
+    def say(self, text: str, *, elsewhere: bool = False) -> None:
+        """Tell the user; `elsewhere` marks the reason for a new attempt that is not this node's."""
         self._channel.send("note", text=text, elsewhere=elsewhere)
 
     def _hear(self, message: Mapping[str, Any]) -> None:
@@ -228,10 +229,14 @@ class Joining:
             self._place.watch.drain()
 
     def left(self, why: int | Exception) -> None:
-        """This node ends for a reason of its own: a signal, or an error."""
-        if self._place is None or isinstance(why, EndedElsewhereError):
+        """This node ends for a reason of its own: a signal, or an error. The head tells of any other, too.
+
+        The nodes of the round know that one, but not those that wait for a place.
+        """
+        is_ours = not isinstance(why, EndedElsewhereError)
+        if self._place is None or not (is_ours or self._place.is_head):
             return
-        number = why if isinstance(why, int) else None
-        how = f"has ended: {why}" if number is None else f"was ended by {signal.Signals(number).name}"
+        number = why if isinstance(why, int) else getattr(why, "signal", None)
+        how = f"was ended by {signal.Signals(why).name}" if isinstance(why, int) else f"has ended: {why}"
         self._place.watch.tell("head_gone" if self._place.is_head else "leave", how=how, signal=number)
         self._place.watch.drain()

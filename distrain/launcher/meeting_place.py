@@ -25,6 +25,7 @@ from distrain.errors import LaunchError
 from distrain.launcher.apart import apart
 from distrain.launcher.facts import Facts, clock_warning, warnings
 from distrain.launcher.inquiry import CLUES, PLACED, VICTIM
+from distrain.launcher.interface import is_own_everywhere
 from distrain.launcher.membership import EndedElsewhereError, Membership
 from distrain.launcher.precheck import PATIENCE_S, await_answer, join_timeout_s, loopback_of, node_name
 from distrain.launcher.round_store import listen
@@ -174,18 +175,26 @@ class MeetingPlace:
     def awaited(self) -> str:
         """Say whom this node waits for."""
         at = f"at {self._meeting.endpoint}; waiting up to {join_timeout_s(self._meeting):g} s for the others"
-        return f"{self._num_here()} {at}"
+        for_place = "" if self.is_head else ", or for a place as long as the run goes on"
+        return f"{self._num_here()} {at}{for_place}{self._only_here()}"
 
     def too_few(self) -> str:
         """Say that not enough nodes came."""
         waited = f"{join_timeout_s(self._meeting):g} s at {self._meeting.endpoint}"
-        return f"{self._num_here()} after {waited}; the ranks do not start"
+        return f"{self._num_here()} after {waited}; the ranks do not start{self._only_here()}"
+
+    def _only_here(self) -> str:
+        host, port = self._meeting.host, self._meeting.port
+        if not is_own_everywhere(host):
+            return ""
+        return f". {host} leads each host to itself; for several hosts give --rdzv-endpoint HOST:{port}"
 
     def _num_here(self) -> str:
         needed = self._meeting.min_nodes
         if isinstance(self.watch, Head):
             return f"{self.watch.num_here() + 1} of {needed} nodes are here"
-        return f"fewer than {needed} nodes are here, or all places are taken"
+        few = f"fewer than {needed} nodes are here" if needed > 2 else "the nodes have not met yet"
+        return f"{few}, or all places are taken"
 
     def wait_for_others(self) -> None:
         """Keep the place open until every other node has left.

@@ -119,6 +119,22 @@ class Membership:
             time.sleep(_LOOK_S)
         self.check()
 
+    def have_others_ended(self, patience_s: float) -> bool:
+        """Wait a moment for the word of how the run has ended; return whether ranks elsewhere have ended well.
+
+        Args:
+            patience_s: How long at most.
+
+        Raises:
+            EndedElsewhereError: They have failed.
+        """
+        end_s = time.monotonic() + patience_s
+        while time.monotonic() < end_s and not self._done and not self.is_head_gone:
+            self.check()
+            time.sleep(_LOOK_S)
+        self.check()
+        return bool(self._done)
+
     def changed(self) -> bool:
         """Whether a new round is to be begun with who is left, or because another node asked for it."""
         return self._changed
@@ -281,7 +297,7 @@ class Membership:
         elif op == "done":
             with self._lock:
                 self._done.add(message["token"])
-        elif op == "refused":
+        elif op == "refused" and self._mine.token not in message.get("but", ()):
             self._end(message["text"])
         elif op == "broken":
             self._end(f"the watch over the other nodes failed ({message['error']}), so the run ends on this one")
@@ -307,6 +323,9 @@ class Membership:
             text = f"node rank {other.node_rank} is that of {twin.name} already; give each node one of its own"
             self._say(f"{other.name} was turned away: {text}")
             return text
+        if self._members and (full := self.full()):
+            self._say(f"{other.name} was turned away: {full}")
+            return full
         self._admitted[other.token] = other
         for line in (
             *warnings(self._mine, other),
@@ -315,6 +334,24 @@ class Membership:
             if line is not None:
                 self._say(f"warning: {line}")
         return None
+
+    def full(self) -> str:
+        """Say that no other node ever comes in, "" where one may: only elastic runs go on without a node."""
+        if self._mine.nnodes != str(self._min_nodes):
+            return ""
+        names = ", ".join(node.name for node in self._members.values())
+        return f"it is a node too many: --nnodes is {self._mine.nnodes}, and the run has begun with {names}"
+
+    def superfluous(self) -> list[Facts]:
+        """Return the nodes that are here and have no place in the round."""
+        with self._lock:
+            out = self._members.keys() | self._gone | self._done
+            return [node for token, node in self._admitted.items() if token not in out]
+
+    def tokens(self) -> list[str]:
+        """Return the tokens of the nodes of the round."""
+        with self._lock:
+            return list(self._members)
 
     def _twin_of(self, other: Facts) -> Facts | None:
         """Return the node that has the node rank of one that comes; those that were lost or are done have none."""

@@ -22,7 +22,13 @@ from typing import Any, TypeVar
 
 from torch.distributed import DistStoreError, PrefixStore, TCPStore  # type: ignore[attr-defined]  # not in its __all__
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
-from torch.distributed.elastic.rendezvous.api import RendezvousError, RendezvousStoreInfo, RendezvousTimeoutError
+from torch.distributed.elastic.rendezvous.api import (
+    RendezvousClosedError,
+    RendezvousError,
+    RendezvousGracefulExitError,
+    RendezvousStoreInfo,
+    RendezvousTimeoutError,
+)
 
 from distrain.errors import LaunchError
 from distrain.launcher.agent_store import AgentStore
@@ -38,7 +44,7 @@ from distrain.launcher.succession import Succession
 from distrain.rundir import ENV_LAUNCH_ID, ENV_RUN_DIR
 from distrain.supervision.failure import Report, exit_code_of, to_json
 
-__all__ = ["BACKEND", "NodesRendezvous", "RestartsSpentError"]
+__all__ = ["BACKEND", "NoPartError", "NodesRendezvous", "RestartsSpentError"]
 
 BACKEND = "distrain-c10d"
 
@@ -47,6 +53,8 @@ _PATIENCE_S = 8.0
 _EXCHANGE = timedelta(seconds=30)
 _SHUTDOWN_S = 3.0
 _WORD_S = 2.0
+_LAST_WORD_S = 10.0
+"""Who closes the rendezvous has so long to say why."""
 
 T = TypeVar("T")
 
@@ -57,6 +65,10 @@ class _HeadLostError(Exception):
 
 class RestartsSpentError(LaunchError):
     """Ranks of this node failed, and the run has been restarted as often as it may."""
+
+
+class NoPartError(LaunchError):
+    """The run has ended well before this node had ranks."""
 
 
 class NodesRendezvous(RendezvousHandler):
@@ -124,6 +136,7 @@ class NodesRendezvous(RendezvousHandler):
         Raises:
             EndedElsewhereError: Another node's fate ends the run.
             RestartsSpentError: This node's ranks failed once too often.
+            NoPartError: The run has ended well, and this node has had no ranks in it.
             LaunchError: Not enough nodes came in time.
         """
         first = self._membership.round < 0
@@ -144,6 +157,12 @@ class NodesRendezvous(RendezvousHandler):
                 self._apart(self._move)
             try:
                 return self._joined(self._say_who_is_awaited if first else None)
+            except (RendezvousClosedError, RendezvousGracefulExitError):
+                has_ended_well = self._membership.have_others_ended(_LAST_WORD_S)
+                if has_ended_well and first and not self._membership.full():
+                    raise NoPartError("the run has ended well, and this node has had no ranks in it") from None
+                if has_ended_well or not self._membership.is_head_gone:
+                    raise LaunchError("the run has ended on the other nodes, so it ends on this one") from None
             except (RendezvousError, RuntimeError, _HeadLostError):
                 self._membership.explain(_WORD_S)
                 if not self._membership.is_head_gone:
@@ -293,12 +312,21 @@ class NodesRendezvous(RendezvousHandler):
         self._asked = False
         self._logs.attempt = attempt - 1
         self._membership.began(attempt, nodes)
+        self._turn_away()
         self._began(attempt, nodes)
         count = f"{len(nodes)} node{'s' * (len(nodes) != 1)}"
         self._say(f"{count} together · {spans(nodes)} · this is node {rank} · store at {address}:{port_text}")
         agents = AgentStore("agents", store, self._membership)
         agents.set_timeout(timedelta(seconds=60))
         return RendezvousInfo(agents, rank, len(nodes), RendezvousStoreInfo(address, int(port_text)))
+
+    def _turn_away(self) -> None:
+        """Tell nodes that there is no place for them, where there will be none; torch would have them wait."""
+        full, left_out = self._membership.full(), self._membership.superfluous()
+        if self.place.is_head and full and left_out:
+            for node in left_out:
+                self._say(f"{node.name} was turned away: {full}")
+            self.place.watch.tell("refused", text=full, but=self._membership.tokens())
 
 
 class _Inner:

@@ -53,7 +53,7 @@ class Peer:
         *lines, self.pending = (self.pending + data).split(b"\n")
         try:
             messages = [json.loads(line) for line in lines]
-        except ValueError:
+        except (ValueError, RecursionError):
             messages = [None]
         if len(self.pending) > _LONGEST or not all(isinstance(each, dict) and "op" in each for each in messages):
             return None  # somebody who does not speak this language

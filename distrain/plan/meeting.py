@@ -103,7 +103,13 @@ def resolve_meeting(draft: Draft) -> Meeting | None:
     node_rank = _node_rank(draft, high)
     if "rdzv_backend" not in found:
         draft.note("rdzv_backend", backend, "default")
-    host, port = (_file(draft), 0) if _is_in_file(backend, conf) else resolve_endpoint(draft, backend, alone=alone)
+    in_file = _is_in_file(backend, conf)
+    host, port = (_file(draft), 0) if in_file else resolve_endpoint(draft, backend, alone=alone)
+    if port == 0 and not alone and not in_file and backend in ("c10d", "static"):
+        raise UsageError(
+            f"the nodes are to meet at {host}:0, and port 0 stands for any that is free, which the other nodes do not "
+            "know; give one, the same on all of them: --rdzv-endpoint HOST:PORT."
+        )
     return Meeting(
         min_nodes=low,
         max_nodes=high,

@@ -323,3 +323,42 @@ def test_whose_ranks_have_ended_well_is_known_by_rank_and_host_until_the_next_ro
     assert ranks not in membership.left_elsewhere()
     membership.began(1, [NODE, OTHER])
     assert membership.left_elsewhere() == {}
+
+
+def test_a_node_that_waits_for_a_place_hears_how_the_run_has_ended(said):
+    membership = make(said, members=())
+    assert not membership.have_others_ended(0)
+    membership.take("done", {"token": "b"})
+    assert membership.have_others_ended(60)
+    membership.take("failed", {"token": "c", "text": "rank 1: KeyError", "exit_code": 3})
+    with pytest.raises(EndedElsewhereError, match="failed: rank 1: KeyError"):
+        membership.have_others_ended(60)
+
+
+def test_a_node_too_many_is_turned_away_once_a_run_of_so_many_nodes_has_begun(said):
+    membership = make(said, min_nodes=2, members=())
+    assert membership.admit(hello(OTHER), 0.0) is None
+    assert membership.admit(hello(THIRD), 0.0) is None
+    membership.began(0, [NODE, OTHER])
+    assert membership.superfluous() == [THIRD]
+    refusal = membership.admit(hello(replace(THIRD, token="d", host="h3", node_rank=3)), 0.0)
+    assert refusal == (
+        "it is a node too many: --nnodes is 2, and the run has begun with node 0 (host h0), node 1 (host h1)"
+    )
+    assert said == [f"node 3 (host h3) was turned away: {refusal}"]
+    membership.check()
+
+
+def test_an_elastic_run_has_a_node_too_many_wait_for_a_place(said):
+    membership = make(said, members=())
+    assert membership.admit(hello(OTHER), 0.0) is None
+    membership.began(0, [NODE, OTHER])
+    assert membership.admit(hello(THIRD), 0.0) is None
+    assert not membership.full()
+
+
+@pytest.mark.parametrize("token", [NODE.token, OTHER.token])
+def test_who_has_no_place_ends_when_the_others_have_begun(said, token):
+    membership = Membership(replace(NODE, token=token), 2, lambda text, **_: said.append(text))
+    membership.take("refused", {"text": "it is a node too many", "but": [NODE.token]})
+    assert (membership.ending is None) == (token == NODE.token)

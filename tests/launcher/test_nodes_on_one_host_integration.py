@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -88,3 +89,66 @@ def test_one_node_is_stopped_and_the_other_s_ranks_take_longer_to_end(tmp_path, 
             node.wait()
     assert codes == [75, 75], [log.read_text() for log in logs]
     assert all("the state is saved" in log.read_text() for log in logs)
+
+
+WAITS = """
+import pathlib, sys, time
+while not pathlib.Path("stop").exists():
+    time.sleep(0.05)
+sys.exit(int(pathlib.Path("stop").read_text()))
+"""
+
+
+@contextlib.contextmanager
+def nodes_of(folder, nnodes):
+    """Yield what starts a node of a run that lasts until there is a file `stop`, and returns it with its log."""
+    (folder / "train.py").write_text(WAITS)
+    meet = ["--nnodes", nnodes, "--device", "cpu", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--run-dir", "run"]
+    whole = {key: value for key, value in {**os.environ, **environment()}.items() if value is not None}
+    nodes = []
+
+    def start():
+        log = folder / f"node-{len(nodes)}.log"
+        with log.open("w") as file:
+            words = command(*meet, "train.py")
+            nodes.append(subprocess.Popen(words, cwd=folder, env=whole, stdout=file, stderr=file))
+        return nodes[-1], log
+
+    try:
+        yield start
+    finally:
+        for node in nodes:
+            node.kill()
+            node.wait()
+
+
+def stop(folder, code):
+    (folder / "stop.new").write_text(str(code))
+    (folder / "stop.new").rename(folder / "stop")
+
+
+@pytest.mark.parametrize("code", [0, 5])
+def test_a_node_that_waits_for_a_place_ends_as_the_run_does(tmp_path, code):
+    with nodes_of(tmp_path, "1:2") as start:
+        nodes = [start(), start()]
+        wait_until(lambda: "2 nodes together" in nodes[0][1].read_text(), 100, what="the round of two")
+        nodes.append(start())
+        wait_until(lambda: "or all places are taken" in nodes[2][1].read_text(), 60, what="that the third one waits")
+        stop(tmp_path, code)
+        codes = [node.wait(60) for node, _ in nodes]
+        said = nodes[2][1].read_text()
+    assert codes == [code] * 3, said
+    assert ("the run has ended well, and this node has had no ranks in it" in said) == (code == 0), said
+    assert ("root cause: rank " in said) == (code != 0), said
+
+
+def test_a_node_too_many_is_turned_away_at_once(tmp_path):
+    with nodes_of(tmp_path, "2") as start:
+        nodes = [start(), start()]
+        wait_until(lambda: "2 nodes together" in nodes[0][1].read_text(), 100, what="the round of two")
+        late, log = start()
+        assert late.wait(60) == 1
+        said = log.read_text()
+        stop(tmp_path, 0)
+        assert [node.wait(60) for node, _ in nodes] == [0, 0]
+    assert "it is a node too many: --nnodes is 2, and the run has begun with host " in said

@@ -110,7 +110,11 @@ def test_who_is_refused_learns_why(head, join):
     assert head.num_here() == 0
 
 
-@pytest.mark.parametrize("noise", [b"GET / HTTP/1.0\r\n\r\n", b"[1]\n", b"{}\n", b'{"op": "hello"}\n', b"\xff\n"])
+@pytest.mark.parametrize(
+    "noise",
+    [b"GET / HTTP/1.0\r\n\r\n", b"[1]\n", b"{}\n", b'{"op": "hello"}\n', b"\xff\n", b"[" * 50_000 + b"\n"],
+    ids=["HTTP", "list", "nothing", "no facts", "no text", "deep"],
+)
 def test_a_stranger_does_no_harm(head, join, noise):
     with socket.create_connection(("127.0.0.1", head.port)) as stranger:
         stranger.sendall(noise)

@@ -409,6 +409,8 @@ def test_nobody_is_asked_on_a_machine_without_tpu_chips(monkeypatch):
             {"nnodes": "2", "master_addr": "h", "master_port": "99999"},
             "--master-port: got 99999; a port is at most",
         ),
+        ({}, {"nnodes": "1:2", "rdzv_endpoint": "h:0"}, "the nodes are to meet at h:0, and port 0 stands for any"),
+        ({}, {"nnodes": "2", "master_addr": "h", "master_port": "0"}, "the nodes are to meet at h:0, and port 0"),
         (
             {},
             {"nnodes": "2", "rdzv_endpoint": "h", "rdzv_conf": "a"},
