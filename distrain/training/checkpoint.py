@@ -182,7 +182,7 @@ class Checkpointer:
         }
         content = {
             "meta": meta,
-            "objects": {name: each.state_dict() for name, each in self._objects.items()},
+            "objects": {name: _state_of(each, trainer) for name, each in self._objects.items()},
             "trainer": [each for each, *_ in gathered],
             "random": [each for _, each, _ in gathered],
             # Between windows there is nothing to go on with.
@@ -313,7 +313,11 @@ class Checkpointer:
                 stacklevel=3,
             )
 
+        loaders = [(each, saved[name]) for name, each in self._objects.items() if isinstance(each, ShardedDataLoader)]
+
         def set_progress(engine: Engine) -> None:
+            for loader, place in loaders:
+                loader.load_state_dict(place)  # once more: a script may have looked at a batch since
             self._set_progress(engine, progress, meta)
             # An engine calls handlers that are added while their event is being fired, unless one was removed
             # meanwhile: so these two are removed by the last of them.
@@ -406,6 +410,13 @@ class Checkpointer:
     def _prune(self) -> None:
         for path in checkpoint_files.in_order(self.directory)[: -self.keep]:
             checkpoint_files.remove(path, self._incarnation)
+
+
+def _state_of(each: Any, trainer: Engine) -> Any:
+    """Return the state of an object to save; of a loader the place of the trainer's own pass."""
+    if isinstance(each, ShardedDataLoader):
+        return each.state_dict_of(trainer._dataloader_iter)  # noqa: SLF001  # one package; ignite's has the same name
+    return each.state_dict()
 
 
 def _had_of_divided(data: Any, epoch_length: int | None) -> int | None:
