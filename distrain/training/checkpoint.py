@@ -33,7 +33,7 @@ from distrain.training.data import ShardedDataLoader
 from distrain.training.progress import place_of
 from distrain.training.random_state import random_state, set_random_state
 from distrain.training.stopping import StopOnSignals
-from distrain.training.wrapping import bare
+from distrain.training.wrapping import bare, is_spread
 
 __all__ = ["Checkpointer"]
 
@@ -124,7 +124,8 @@ class Checkpointer:
                 so is an average of its weights, so they load at any world size.
 
         Raises:
-            CheckpointError: There are checkpoints and none can be read, or the newest does not fit the objects.
+            CheckpointError: There are checkpoints and none can be read, the newest does not fit the objects, or an
+                object is spread over the ranks: rank 0, which saves, has a part of it only.
             TypeError: An object has no state dict.
             ValueError: A name is taken by the trainer's own state.
         """
@@ -135,6 +136,11 @@ class Checkpointer:
                 raise TypeError(f"{name} is the class {each.__name__}; attach an object of it.")
             if not (hasattr(each, "state_dict") and hasattr(each, "load_state_dict")):
                 raise TypeError(f"{name} is a {type(each).__name__}, which has no state_dict and load_state_dict.")
+            if is_spread(each):
+                raise CheckpointError(
+                    f"The weights of {name} are spread over the ranks (DTensor, as after fully_shard), and of those "
+                    "rank 0, which saves, has a part. Save it with torch.distributed.checkpoint, and attach the rest."
+                )
         self._objects = {name: bare(each) if isinstance(each, nn.Module) else each for name, each in objects.items()}
         for name in OF_THE_TRAINER:
             if getattr(trainer.state, name, None) is not None:

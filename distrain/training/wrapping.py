@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +22,7 @@ from distrain.training.checks import one_of
 from distrain.training.precision import AMP_MODES
 from distrain.training.steady_ddp import SteadyDDP
 
-__all__ = ["bare", "ddp_of", "device_of", "prepare", "unwrap"]
+__all__ = ["bare", "ddp_of", "device_of", "is_spread", "prepare", "unwrap"]
 
 WRAPPERS: tuple[type[nn.Module], ...] = (DistributedDataParallel, DataParallel)
 
@@ -59,8 +60,8 @@ def prepare(
 
     Raises:
         TypeError: An object is none of these.
-        ValueError: A model is wrapped already or spread over devices, an optimizer holds parameters of no given model
-            or on another device, or mode or level are unknown or do not go with the device.
+        ValueError: A model is wrapped already or spread over devices or ranks, an optimizer holds parameters of no
+            given model or on another device, or mode or level are unknown or do not go with the device.
         ModuleNotFoundError: `apex` was asked for, and is missing or a release without `apex.amp`.
         RuntimeStateError: The device is one that cannot be reduced on.
     """
@@ -145,6 +146,26 @@ def ddp_of(model: Any) -> DistributedDataParallel | None:
     return inner if isinstance(inner, DistributedDataParallel) else None
 
 
+def is_spread(value: Any) -> bool:
+    """Return whether a module's or an optimizer's weights are parts of what lies on several ranks (`fully_shard`).
+
+    Args:
+        value: Any object.
+    """
+    module = sys.modules.get("torch.distributed.tensor")  # without it there are none, and it takes long to import
+    if module is None:
+        return False
+    weights: list[Any] = list(value.parameters()) if isinstance(value, nn.Module) else []
+    if isinstance(value, Optimizer):
+        weights = [weight for group in value.param_groups for weight in group["params"]]
+    return any(
+        isinstance(each, module.DTensor)
+        and each.device_mesh.size() > 1
+        and not all(placement.is_replicate() for placement in each.placements)
+        for each in weights
+    )
+
+
 def _check_kind(value: Any) -> None:
     if isinstance(value, (nn.Module, Optimizer, LRScheduler)):
         return
@@ -162,6 +183,11 @@ def _check_model(model: nn.Module) -> None:
         raise ValueError(
             f"The model is wrapped in {wrapper.__name__} already. Give prepare() the bare model: what must come "
             "before the wrapping, such as apex's amp.initialize, could not be done any more."
+        )
+    if is_spread(model):
+        raise ValueError(
+            "The model's weights are spread over the ranks (DTensor, as after fully_shard), and what spread them also "
+            "reduces its gradients: leave prepare() out, and give the model and the optimizer to the trainer."
         )
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) > 1:

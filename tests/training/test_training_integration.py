@@ -11,6 +11,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.data import TensorDataset
 
 import distrain
+from distrain.errors import CheckpointError
 from distrain.runtime.environment import PLACEMENT
 from distrain.training import unwrap
 from tests.support.processes import REPOSITORY, wait_until
@@ -82,6 +83,24 @@ def test_a_wrapped_model_starts_as_rank_zeros_and_is_not_wrapped_again(world):
     assert len({str(weight) for weight in gathered(bare.weight.tolist())}) == 1
     with pytest.raises(ValueError, match="wrapped in DistributedDataParallel already"):
         distrain.prepare(model)
+
+
+@two
+def test_what_is_spread_over_the_ranks_is_neither_wrapped_nor_saved_in_part(world, tmp_path):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = nn.Linear(2, 4)
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"spread over the ranks .*: leave prepare\(\) out"):
+        distrain.prepare(model, optimizer)
+    trainer = distrain.create_supervised_trainer(model, optimizer, mse_loss)
+    for name, each in {"model": model, "optimizer": optimizer}.items():
+        with pytest.raises(CheckpointError, match=f"weights of {name} are spread over the ranks"):
+            distrain.Checkpointer(directory=tmp_path).attach(trainer, **{name: each})
+    trainer.run([(torch.ones(1, 2), torch.ones(1, 4))])
+    assert trainer.state.iteration == 1
 
 
 @two
