@@ -266,8 +266,8 @@ _ROWS = (
     _Row(
         r"ValueError",
         r"Expected more than 1 value per channel when training",
-        "Batch norm had a batch of one sample, mostly the rest at an epoch's end, on some ranks alone: leave it out with "
-        "drop_last=True, or take another batch_size.",
+        "Batch norm had a batch of one sample, mostly the rest at an epoch's end, on some ranks alone: leave it out "
+        "with drop_last=True, or take another batch_size.",
     ),
     # Checkpoints.
     _Row(
