@@ -43,7 +43,8 @@ def prepare(
     weights of rank 0; its buckets are arranged once, so that a resumed run is the same to the last bit. On XLA devices
     a module gets those weights too and stays bare: the trainer's step reduces. In a world of one nothing is wrapped:
     there is nobody to reduce with, and a wrapper would only cost time and change the names in the state dict. Modules
-    without such parameters, optimizers and learning-rate schedulers are returned as they are, once checked.
+    without such parameters, optimizers and learning-rate schedulers are returned as they are, once checked. What is to
+    train later must not be frozen yet: DDP would not reduce its gradients.
 
     With `amp_mode="apex"` all models and optimizers first go through `amp.initialize`, which must see them before any
     wrapper: it casts and replaces what DDP would have taken hold of.
@@ -82,6 +83,7 @@ def prepare(
         for name, value in (("opt_level", opt_level), ("amp_options", amp_options)):
             if value is not None:
                 warnings.warn(f"{name} is ignored: it is apex's, and amp_mode is {amp_mode!r}.", stacklevel=2)
+    _warn_of_frozen(models, [each for each in objects if isinstance(each, Optimizer)])
     prepared = tuple(_wrap(each, ddp_options or {}) if isinstance(each, nn.Module) else each for each in objects)
     return prepared[0] if len(prepared) == 1 else prepared
 
@@ -211,6 +213,24 @@ def _check_optimizer(optimizer: Optimizer, models: list[nn.Module]) -> None:
             f"{strangers} of the {len(held)} parameters that {type(optimizer).__name__} updates belong to none of the "
             "given models. Make the optimizer from the very model that prepare() gets, after moving it to its device."
         )
+
+
+def _warn_of_frozen(models: list[nn.Module], optimizers: list[Optimizer]) -> None:
+    if rank_and_size()[1] == 1:
+        return
+    held = {id(weight) for each in optimizers for group in each.param_groups for weight in group["params"]}
+    for model in models:
+        weights = list(model.parameters())
+        if device_of(model).type == "xla":  # the trainer's step reduces what the optimizer has
+            continue
+        if any(id(each) in held for each in weights) and not any(each.requires_grad for each in weights):
+            warnings.warn(
+                f"All parameters of the {type(unwrap(model)).__name__} are frozen, so it is not wrapped, and an "
+                "optimizer has them. Should they train later, each rank would train them by its own data. Prepare "
+                "the model before it is frozen, with ddp_options={'find_unused_parameters': True}.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
 
 def _through_apex(objects: tuple[Any, ...], opt_level: str, options: Mapping[str, Any]) -> tuple[Any, ...]:
