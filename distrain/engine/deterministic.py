@@ -183,7 +183,9 @@ class DeterministicEngine(Engine):
             **random_state(),
         }
         if isinstance(data := self.state.dataloader, KeepsItsPlace):
-            state_dict["rng_states"]["data"] = [self._data_start, data.state_dict()]
+            # Of ours the place of this engine's own pass, whoever has begun another since.
+            now = data.state_dict_of(self._dataloader_iter) if hasattr(data, "state_dict_of") else data.state_dict()
+            state_dict["rng_states"]["data"] = [self._data_start, now]
         return state_dict
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ def seed_everything(seed: int) -> None:
         TypeError: It is no whole number.
     """
     try:
-        operator.index(seed)
+        seed = operator.index(seed)  # Python's generator takes no number of NumPy's
     except TypeError:
         raise TypeError(f"seed is {seed!r}; it must be a whole number.") from None
     if not 0 <= seed < 2**32:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -178,9 +180,10 @@ def init(
     Raises:
         UsageError: The environment is half set or contradicts itself.
         RuntimeStateError: The device cannot be used here, or a world is open already.
-        ValueError: The seed is out of range, or torch does not know the device.
+        ValueError: The seed is out of range, the timeout is no number above 0, or torch does not know the device.
     """
     global _current
+    timeout_s = _checked_timeout(timeout_s)
     if _current is not None:
         if not _current.session.failed:
             raise RuntimeStateError(
@@ -239,6 +242,17 @@ def _of_existing_group(environment: WorkerEnvironment) -> WorkerEnvironment:
         device=environment.device,
         run_dir=environment.run_dir,
     )
+
+
+def _checked_timeout(timeout_s: Any) -> float | None:
+    if timeout_s is None:
+        return None
+    seconds = 0.0 if isinstance(timeout_s, bool) or not isinstance(timeout_s, Real) else float(timeout_s)
+    if not 0 < seconds < math.inf:
+        raise ValueError(
+            f"timeout_s is {timeout_s!r}; it must be a number of seconds above 0, or None for torch's default."
+        )
+    return seconds
 
 
 def _given_run_dir(argument: str | os.PathLike[str] | None, environment: WorkerEnvironment) -> Path | None:

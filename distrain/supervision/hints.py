@@ -262,6 +262,13 @@ _ROWS = (
         r"invalid device ordinal",
         "There are more ranks than visible devices: compare --nproc with CUDA_VISIBLE_DEVICES and nvidia-smi -L.",
     ),
+    # Batches.
+    _Row(
+        r"ValueError",
+        r"Expected more than 1 value per channel when training",
+        "Batch norm had a batch of one sample, mostly the rest at an epoch's end, on some ranks alone: leave it out "
+        "with drop_last=True, or take another batch_size.",
+    ),
     # Checkpoints.
     _Row(
         r".*UnpicklingError",

@@ -29,10 +29,11 @@ from distrain.supervision import heartbeat
 from distrain.training import checkpoint_files, incarnations, resuming
 from distrain.training.aggregation import aggregators, means_of
 from distrain.training.checks import positive_int
+from distrain.training.data import ShardedDataLoader
 from distrain.training.progress import place_of
 from distrain.training.random_state import random_state, set_random_state
 from distrain.training.stopping import StopOnSignals
-from distrain.training.wrapping import bare
+from distrain.training.wrapping import bare, is_spread
 
 __all__ = ["Checkpointer"]
 
@@ -123,7 +124,8 @@ class Checkpointer:
                 so is an average of its weights, so they load at any world size.
 
         Raises:
-            CheckpointError: There are checkpoints and none can be read, or the newest does not fit the objects.
+            CheckpointError: There are checkpoints and none can be read, the newest does not fit the objects, or an
+                object is spread over the ranks: rank 0, which saves, has a part of it only.
             TypeError: An object has no state dict.
             ValueError: A name is taken by the trainer's own state.
         """
@@ -134,6 +136,11 @@ class Checkpointer:
                 raise TypeError(f"{name} is the class {each.__name__}; attach an object of it.")
             if not (hasattr(each, "state_dict") and hasattr(each, "load_state_dict")):
                 raise TypeError(f"{name} is a {type(each).__name__}, which has no state_dict and load_state_dict.")
+            if is_spread(each):
+                raise CheckpointError(
+                    f"The weights of {name} are spread over the ranks (DTensor, as after fully_shard), and of those "
+                    "rank 0, which saves, has a part. Save it with torch.distributed.checkpoint, and attach the rest."
+                )
         self._objects = {name: bare(each) if isinstance(each, nn.Module) else each for name, each in objects.items()}
         for name in OF_THE_TRAINER:
             if getattr(trainer.state, name, None) is not None:
@@ -187,7 +194,7 @@ class Checkpointer:
         }
         content = {
             "meta": meta,
-            "objects": {name: each.state_dict() for name, each in self._objects.items()},
+            "objects": {name: _state_of(each, trainer) for name, each in self._objects.items()},
             **{name: [each[name] for each in gathered] for name in ("trainer", "random", "means")},
             # Between windows there is nothing to go on with.
             "windows": windows if any(each["held"] for each in windows) else [],
@@ -318,7 +325,11 @@ class Checkpointer:
                 stacklevel=3,
             )
 
+        loaders = [(each, saved[name]) for name, each in self._objects.items() if isinstance(each, ShardedDataLoader)]
+
         def set_progress(engine: Engine) -> None:
+            for loader, place in loaders:
+                loader.load_state_dict(place)  # once more: a script may have looked at a batch since
             resuming.set_progress(engine, progress, meta, path=path, attached=self._objects.values())
             self._saved_at = engine.state.iteration, place_of(engine)
 
@@ -352,6 +363,13 @@ class Checkpointer:
     def _prune(self) -> None:
         for path in checkpoint_files.in_order(self.directory)[: -self.keep]:
             checkpoint_files.remove(path, self._incarnation)
+
+
+def _state_of(each: Any, trainer: Engine) -> Any:
+    """Return the state of an object to save; of a loader the place of the trainer's own pass."""
+    if isinstance(each, ShardedDataLoader):
+        return each.state_dict_of(trainer._dataloader_iter)  # noqa: SLF001  # one package; ignite's has the same name
+    return each.state_dict()
 
 
 def _load(target: Any, state: Any, what: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -21,20 +21,50 @@ T_co = TypeVar("T_co", covariant=True)
 OURS = ("sampler", "batch_sampler")
 
 
+@dataclass(slots=True, kw_only=True)
+class _Place:
+    """How far a pass over a loader is.
+
+    Args:
+        epoch: Its number, from 0.
+        position: How far the epoch is, of `len(loader)`.
+        began: Where the present stretch did.
+        stretches: How the epoch was divided before.
+    """
+
+    epoch: int = 0
+    position: int = 0
+    began: int = 0
+    stretches: tuple[Stretch, ...] = ()
+
+
+class _Pass(Iterator[Any]):
+    """Hands out batches and counts them."""
+
+    def __init__(self, loader: ShardedDataLoader[Any], place: _Place, batches: Iterator[Any]) -> None:
+        self.loader = loader
+        self.place = place
+        self._batches = batches
+
+    def __next__(self) -> Any:
+        batch = next(self._batches)
+        self.place.position += 1
+        return batch
+
+
 class ShardedDataLoader(DataLoader[T_co]):
     """What `dataloader` returns: torch's DataLoader over this rank's shard, with a position that can be saved.
 
     Each pass (`iter(loader)`) is the next epoch: nobody calls `set_epoch`. A position counts the batches handed out,
     not those that worker processes have fetched ahead; the end of an epoch is at `len(loader)`. In an epoch that was
-    divided anew the present stretch begins so far ahead of that as it has batches.
+    divided anew the present stretch begins so far ahead of that as it has batches. The epoch and the position are those
+    of the newest pass.
     """
 
     def __init__(self, dataset: Dataset[T_co], sampler: ShardSampler, **options: Any) -> None:
         self._shard = sampler
-        self._epoch = 0
-        self._position = 0
-        self._stretches: tuple[Stretch, ...] = ()
-        self._began = 0  # where the present stretch did
+        self._place = _Place()
+        self._last_epoch = 0
         self._resumes = False
         self._reseeds = sampler.seeds_processes = options.get("generator") is None
         if self._reseeds:
@@ -44,51 +74,58 @@ class ShardedDataLoader(DataLoader[T_co]):
     @property
     def epoch(self) -> int:
         """The epoch of the next batch, from 0."""
-        return self._epoch + (self._position == len(self))
+        return self._last_epoch + 1 if self._place.position == len(self) else self._place.epoch
 
     @property
     def position(self) -> int:
         """How far the present epoch is, of `len(loader)`."""
-        return self._position
+        return self._place.position
 
     @property
     def is_divided_anew(self) -> bool:
         """Whether the present epoch began with other ranks, or with another batch size."""
-        return bool(self._stretches)
+        return bool(self._place.stretches)
 
     def __iter__(self) -> Any:
-        goes_on = self._resumes and self._position < len(self)
-        if not goes_on and (self._position > 0 or self._stretches):
-            self._epoch, self._position, self._began, self._stretches = self._epoch + 1, 0, 0, ()
+        goes_on = self._resumes and self._place.position < len(self)
+        if not goes_on and (self._place.position > 0 or self._place.stretches):
+            self._last_epoch += 1
+            self._place = _Place(epoch=self._last_epoch)
         self._resumes = False
-        self._shard.epoch, self._shard.first_batch = self._epoch, self._position - self._began
-        self._shard.stretches = self._stretches
+        place = self._place = replace(self._place)
+        self._shard.epoch, self._shard.first_batch = place.epoch, place.position - place.began
+        self._shard.stretches = place.stretches
         if self._reseeds:
             # Worker processes are seeded from this generator: another stream on each rank, the same in each run, and
             # the global generator is left alone.
-            self.generator.manual_seed(mixed_seed(self._shard.seed, self._epoch, self._shard.rank))
-        return self._hand_out(super().__iter__())
-
-    def _hand_out(self, batches: Iterator[Any]) -> Iterator[Any]:
-        epoch = self._epoch
-        for batch in batches:
-            if epoch == self._epoch:  # an iterator of an older pass no longer moves the position
-                self._position += 1
-            yield batch
+            self.generator.manual_seed(mixed_seed(self._shard.seed, place.epoch, self._shard.rank))
+        return _Pass(self, place, super().__iter__())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position: the epoch, the batches of it that were handed out, and what they depend on."""
+        return self._state_at(self._place)
+
+    def state_dict_of(self, batches: Any) -> dict[str, Any]:
+        """Return the position of a pass that others may have begun after, such as an evaluation on the same loader.
+
+        Args:
+            batches: What `iter(loader)` returned; where it was anything else, the position is that of the newest pass.
+        """
+        return self._state_at(batches.place if isinstance(batches, _Pass) and batches.loader is self else self._place)
+
+    def _state_at(self, place: _Place) -> dict[str, Any]:
         return {
-            "epoch": self._epoch,
-            "position": self._position,
+            "epoch": place.epoch,
+            "last_epoch": self._last_epoch,
+            "position": place.position,
             "num_batches": len(self),
             "num_samples": self._shard.num_samples,
             "world_size": self._shard.world_size,
             "batch_size": self._shard.batch_size,
             "drop_last": self._shard.drop_last,
             "seed": self._shard.seed,
-            "stretches": [asdict(each) for each in self._stretches],
-            "began": self._began,
+            "stretches": [asdict(each) for each in place.stretches],
+            "began": place.began,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -105,19 +142,24 @@ class ShardedDataLoader(DataLoader[T_co]):
         Raises:
             CheckpointError: The position is inside an epoch of another data set.
         """
-        self._shard.seed, self._epoch, self._resumes = state["seed"], state["epoch"], True
-        former = [Stretch(**each) for each in state.get("stretches", ())]
+        place = self._place_in(state)
+        self._shard.seed, self._place, self._resumes = state["seed"], place, True
+        self._last_epoch = state.get("last_epoch", place.epoch)
+
+    def _place_in(self, state: Mapping[str, Any]) -> _Place:
+        epoch = state["epoch"]
+        former = tuple(Stretch(**each) for each in state.get("stretches", ()))
         began = state.get("began", 0)
         had = state["position"] - began
-        if state["position"] == state["num_batches"] or not (had or former):
-            self._stretches, self._began = (), 0
-            self._position = len(self) if state["position"] == state["num_batches"] else 0
-        elif self._divides_as(state):
-            self._stretches, self._began, self._position = tuple(former), began, state["position"]
-        else:
-            stretch = self._stretch_of(state, had)
-            self._stretches = (*former, stretch) if had else tuple(former)
-            self._began = self._position = len(self) - self._shard.num_batches_after(self._stretches)
+        if state["position"] == state["num_batches"]:
+            return _Place(epoch=epoch, position=len(self))
+        if not (had or former):
+            return _Place(epoch=epoch)
+        if self._divides_as(state):
+            return _Place(epoch=epoch, position=state["position"], began=began, stretches=former)
+        stretches = (*former, self._stretch_of(state, had)) if had else former
+        begins = len(self) - self._shard.num_batches_after(stretches)
+        return _Place(epoch=epoch, position=begins, began=begins, stretches=stretches)
 
     def _divides_as(self, state: Mapping[str, Any]) -> bool:
         """Whether a saved epoch was divided as this loader divides it."""

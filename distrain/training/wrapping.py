@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +22,7 @@ from distrain.training.checks import one_of
 from distrain.training.precision import AMP_MODES
 from distrain.training.steady_ddp import SteadyDDP
 
-__all__ = ["bare", "ddp_of", "device_of", "prepare", "unwrap"]
+__all__ = ["bare", "ddp_of", "device_of", "is_spread", "prepare", "unwrap"]
 
 WRAPPERS: tuple[type[nn.Module], ...] = (DistributedDataParallel, DataParallel)
 
@@ -42,7 +43,8 @@ def prepare(
     weights of rank 0; its buckets are arranged once, so that a resumed run is the same to the last bit. On XLA devices
     a module gets those weights too and stays bare: the trainer's step reduces. In a world of one nothing is wrapped:
     there is nobody to reduce with, and a wrapper would only cost time and change the names in the state dict. Modules
-    without such parameters, optimizers and learning-rate schedulers are returned as they are, once checked.
+    without such parameters, optimizers and learning-rate schedulers are returned as they are, once checked. What is to
+    train later must not be frozen yet: DDP would not reduce its gradients.
 
     With `amp_mode="apex"` all models and optimizers first go through `amp.initialize`, which must see them before any
     wrapper: it casts and replaces what DDP would have taken hold of.
@@ -59,8 +61,8 @@ def prepare(
 
     Raises:
         TypeError: An object is none of these.
-        ValueError: A model is wrapped already or spread over devices, an optimizer holds parameters of no given model
-            or on another device, or mode or level are unknown or do not go with the device.
+        ValueError: A model is wrapped already or spread over devices or ranks, an optimizer holds parameters of no
+            given model or on another device, or mode or level are unknown or do not go with the device.
         ModuleNotFoundError: `apex` was asked for, and is missing or a release without `apex.amp`.
         RuntimeStateError: The device is one that cannot be reduced on.
     """
@@ -81,6 +83,7 @@ def prepare(
         for name, value in (("opt_level", opt_level), ("amp_options", amp_options)):
             if value is not None:
                 warnings.warn(f"{name} is ignored: it is apex's, and amp_mode is {amp_mode!r}.", stacklevel=2)
+    _warn_of_frozen(models, [each for each in objects if isinstance(each, Optimizer)])
     prepared = tuple(_wrap(each, ddp_options or {}) if isinstance(each, nn.Module) else each for each in objects)
     return prepared[0] if len(prepared) == 1 else prepared
 
@@ -145,6 +148,26 @@ def ddp_of(model: Any) -> DistributedDataParallel | None:
     return inner if isinstance(inner, DistributedDataParallel) else None
 
 
+def is_spread(value: Any) -> bool:
+    """Return whether a module's or an optimizer's weights are parts of what lies on several ranks (`fully_shard`).
+
+    Args:
+        value: Any object.
+    """
+    module = sys.modules.get("torch.distributed.tensor")  # without it there are none, and it takes long to import
+    if module is None:
+        return False
+    weights: list[Any] = list(value.parameters()) if isinstance(value, nn.Module) else []
+    if isinstance(value, Optimizer):
+        weights = [weight for group in value.param_groups for weight in group["params"]]
+    return any(
+        isinstance(each, module.DTensor)
+        and each.device_mesh.size() > 1
+        and not all(placement.is_replicate() for placement in each.placements)
+        for each in weights
+    )
+
+
 def _check_kind(value: Any) -> None:
     if isinstance(value, (nn.Module, Optimizer, LRScheduler)):
         return
@@ -162,6 +185,11 @@ def _check_model(model: nn.Module) -> None:
         raise ValueError(
             f"The model is wrapped in {wrapper.__name__} already. Give prepare() the bare model: what must come "
             "before the wrapping, such as apex's amp.initialize, could not be done any more."
+        )
+    if is_spread(model):
+        raise ValueError(
+            "The model's weights are spread over the ranks (DTensor, as after fully_shard), and what spread them also "
+            "reduces its gradients: leave prepare() out, and give the model and the optimizer to the trainer."
         )
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) > 1:
@@ -185,6 +213,24 @@ def _check_optimizer(optimizer: Optimizer, models: list[nn.Module]) -> None:
             f"{strangers} of the {len(held)} parameters that {type(optimizer).__name__} updates belong to none of the "
             "given models. Make the optimizer from the very model that prepare() gets, after moving it to its device."
         )
+
+
+def _warn_of_frozen(models: list[nn.Module], optimizers: list[Optimizer]) -> None:
+    if rank_and_size()[1] == 1:
+        return
+    held = {id(weight) for each in optimizers for group in each.param_groups for weight in group["params"]}
+    for model in models:
+        weights = list(model.parameters())
+        if device_of(model).type == "xla":  # the trainer's step reduces what the optimizer has
+            continue
+        if any(id(each) in held for each in weights) and not any(each.requires_grad for each in weights):
+            warnings.warn(
+                f"All parameters of the {type(unwrap(model)).__name__} are frozen, so it is not wrapped, and an "
+                "optimizer has them. Should they train later, each rank would train them by its own data. Prepare "
+                "the model before it is frozen, with ddp_options={'find_unused_parameters': True}.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
 
 def _through_apex(objects: tuple[Any, ...], opt_level: str, options: Mapping[str, Any]) -> tuple[Any, ...]:

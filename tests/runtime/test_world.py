@@ -57,14 +57,21 @@ def test_a_group_that_exists_is_taken_and_left():
 
 def test_the_seed_reaches_every_generator():
     drawn = []
-    for _ in range(2):
-        with distrain.init(seed=7, device="cpu"):
+    for seed in (7, 7, np.int64(7)):
+        with distrain.init(seed=seed, device="cpu"):
             drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
-    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) == 1
     with pytest.raises(ValueError, match="seed is -1"):
         distrain.init(seed=-1)
     with pytest.raises(TypeError, match="seed is 'a'; it must be a whole number"):
         distrain.init(seed="a")
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, float("inf"), float("nan"), "30", True])
+def test_a_timeout_that_is_none_is_refused(timeout_s):
+    with pytest.raises(ValueError, match=r"timeout_s is .*; it must be a number of seconds above 0"):
+        distrain.init(timeout_s=timeout_s)
+    assert not dist.is_initialized()
 
 
 def test_the_run_directory_is_made_when_asked_for(tmp_path, monkeypatch):

@@ -317,6 +317,11 @@ HINTS = [
     ("PermissionError", "[Errno 13] Permission denied: '/data'", "ls -ld"),
     ("torch.AcceleratorError", "CUDA error: device-side assert triggered", "CUDA_LAUNCH_BLOCKING"),
     ("FileNotFoundError", "[Errno 2] No such file or directory: 'data/x.csv'", "data/x.csv is looked for"),
+    (
+        "ValueError",
+        "Expected more than 1 value per channel when training, got input size torch.Size([1, 4])",
+        "drop_last=True",
+    ),
 ]
 
 

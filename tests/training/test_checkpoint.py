@@ -121,6 +121,38 @@ def test_a_deterministic_trainer_moves_the_place_of_the_loader(tmp_path):
     assert (loader.state_dict()["epoch"], loader.state_dict()["position"]) == (1, 5)
 
 
+def looked_at(folder, stop_at=None, **options):
+    """Return the losses of a run whose loader others read too: before it, inside its epochs and at their ends."""
+    _, loader, trainer, _ = setting(folder, **options)
+    losses = {}
+    held = iter(loader)
+    next(held)
+
+    @trainer.on(distrain.Events.ITERATION_COMPLETED)
+    def follow():
+        losses[trainer.state.iteration] = trainer.state.output
+        if trainer.state.iteration == stop_at:
+            raise StopError
+
+    trainer.add_event_handler(distrain.Events.ITERATION_COMPLETED(every=3), lambda: list(loader))
+    trainer.add_event_handler(distrain.Events.ITERATION_COMPLETED(every=4), lambda: next(iter(loader)))
+    trainer.add_event_handler(distrain.Events.EPOCH_COMPLETED, lambda: list(loader))
+    with contextlib.suppress(StopError):
+        trainer.run(loader, max_epochs=3)
+    return losses
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("stop_at", [4, 6, 10])
+def test_other_passes_over_the_trainers_loader_leave_its_place_alone(tmp_path, stop_at, deterministic):
+    options = {"every": 1, "deterministic": deterministic}
+    expected = looked_at(tmp_path / "whole", **options)
+    before = looked_at(tmp_path / "cut", stop_at, **options)
+    after = looked_at(tmp_path / "cut", seed=9, **options)
+    assert {**before, **after} == expected
+    assert min(after) == stop_at
+
+
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("stop_at", [2, 3, 4, 7, 8, 9])
 def test_after_an_epoch_cut_short_the_run_goes_on_in_its_epoch_and_at_its_place(tmp_path, stop_at, deterministic):

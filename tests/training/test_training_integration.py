@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.data import TensorDataset
 
 import distrain
+from distrain.errors import CheckpointError
 from distrain.runtime.environment import PLACEMENT
 from distrain.training import unwrap
 from tests.support.processes import REPOSITORY, wait_until
@@ -82,6 +84,54 @@ def test_a_wrapped_model_starts_as_rank_zeros_and_is_not_wrapped_again(world):
     assert len({str(weight) for weight in gathered(bare.weight.tolist())}) == 1
     with pytest.raises(ValueError, match="wrapped in DistributedDataParallel already"):
         distrain.prepare(model)
+
+
+@two
+@pytest.mark.parametrize("is_first", [False, True])
+def test_what_trains_after_it_was_frozen_is_reduced_where_it_was_not_prepared_so(world, is_first):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    optimizer = sgd(model)
+    options = {"find_unused_parameters": True}
+    if is_first:
+        wrapped, optimizer = distrain.prepare(model, optimizer, ddp_options=options)
+    model[0].requires_grad_(False)  # torch's
+    if not is_first:
+        wrapped, optimizer = distrain.prepare(model, optimizer)
+    trainer = distrain.create_supervised_trainer(wrapped, optimizer, mse_loss)
+    data = [(torch.full((1, 2), world.rank + 1.0), torch.ones(1, 1))] * 2
+    trainer.run(data)
+    model[0].requires_grad_(True)  # as above
+    says = pytest.warns(RuntimeWarning, match="2 parameters were frozen when the model was prepared, and train now")
+    with contextlib.nullcontext() if is_first else says:
+        trainer.run(data)
+    weights = gathered([each.tolist() for each in model.parameters()])
+    assert (weights[0] == weights[1]) is is_first
+
+
+@two
+def test_a_model_that_is_frozen_as_a_whole_and_that_an_optimizer_has_is_warned_of(world):
+    model, teacher = nn.Linear(2, 1), nn.Linear(2, 1).requires_grad_(False)  # torch's
+    distrain.prepare(model, teacher, sgd(model))
+    with pytest.warns(RuntimeWarning, match="All parameters of the Linear are frozen, so it is not wrapped"):
+        distrain.prepare(teacher, sgd(teacher))
+
+
+@two
+def test_what_is_spread_over_the_ranks_is_neither_wrapped_nor_saved_in_part(world, tmp_path):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = nn.Linear(2, 4)
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"spread over the ranks .*: leave prepare\(\) out"):
+        distrain.prepare(model, optimizer)
+    trainer = distrain.create_supervised_trainer(model, optimizer, mse_loss)
+    for name, each in {"model": model, "optimizer": optimizer}.items():
+        with pytest.raises(CheckpointError, match=f"weights of {name} are spread over the ranks"):
+            distrain.Checkpointer(directory=tmp_path).attach(trainer, **{name: each})
+    trainer.run([(torch.ones(1, 2), torch.ones(1, 4))])
+    assert trainer.state.iteration == 1
 
 
 @two
