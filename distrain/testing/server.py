@@ -31,6 +31,7 @@ from distrain.supervision.process_state import num_threads
 from distrain.supervision.reaping import adopt_orphans, die_with_parent, kill_descendants, outlive_parent
 from distrain.testing import rank
 from distrain.testing.store_host import StoreHost
+from distrain.testing.warm_server import LEFT_OUT
 
 if TYPE_CHECKING:
     import pytest
@@ -59,11 +60,10 @@ def main(config: pytest.Config, *, fd: int, parent_pid: int) -> NoReturn:
     for name, value in _OF_THE_OTHER_PROCESS.items():
         if hasattr(config.option, name):
             setattr(config.option, name, value)
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "master")
-    config.workerinput = {"workerid": worker, "workercount": 1, "testrunuid": ""}  # type: ignore[attr-defined]
-    for name in ("terminal", "_cov"):  # one talks to the user, the other expects an xdist worker's settings
+    for name in LEFT_OUT:
         config.pluginmanager.unregister(name=name)
     control = socket.socket(fileno=fd)
+    config.workerinput = Connection(os.dup(fd)).recv()  # type: ignore[attr-defined]
     wrap_session(config, lambda config, session: _Server(config, session, control, parent_pid).serve())
     os._exit(1)  # only an error leads here; it is in the log
 

@@ -349,6 +349,38 @@ def test_fixtures_run_where_they_are_said_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.deep
+@pytest.mark.parametrize("args", [(), ("-n", "1")], ids=["alone", "xdist"])
+def test_plugins_tell_the_server_what_they_tell_a_worker_of_xdist(tmp_path: Path, args: tuple[str, ...]) -> None:
+    """As pytest-randomly and pytest-rerunfailures do."""
+    (tmp_path / "telling.py").write_text(
+        textwrap.dedent("""
+        class Teller:
+            def pytest_configure_node(self, node):
+                node.workerinput["told"] = node.config.told
+
+        def pytest_configure(config):
+            if hasattr(config, "workerinput"):
+                config.told = config.workerinput["told"]
+            else:
+                config.told = "what the worker needs"
+                config.pluginmanager.register(Teller())
+        """)
+    )
+    done = run_pytest(
+        tmp_path,
+        """
+        @two
+        def test_told(world, pytestconfig):
+            assert pytestconfig.told == "what the worker needs"
+        """,
+        "-p",
+        "telling",
+        *args,
+    ).check()
+    assert outcomes(done) == {"passed": 1}, done.stdout
+
+
+@pytest.mark.deep
 def test_faults(tmp_path: Path) -> None:
     done = run_pytest(
         tmp_path,
