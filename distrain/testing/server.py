@@ -24,6 +24,7 @@ import time
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from _pytest import assertion
 from _pytest.main import wrap_session  # what `pytest` itself and pytest-xdist's workers run
 
 from distrain.launcher.forkserver import AGENT_PRELOAD, WORKER_PRELOAD
@@ -117,6 +118,7 @@ class _Server:
     def _collect(self, path: str, nodeid: str) -> None:
         if path not in self._items:
             self._failures.clear()
+            assertion.pytest_collection(self._session)  # rewrites a file of any name that is asked for
             items = self._session.perform_collect([path])
             if self._failures:
                 raise _CannotError("\n".join(self._failures))

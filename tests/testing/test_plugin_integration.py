@@ -506,6 +506,13 @@ def test_stopping_at_the_first_failure_and_pdb(tmp_path: Path) -> None:
 
 
 @pytest.mark.deep
+def test_a_file_of_any_name_has_its_assertions_explained(tmp_path: Path) -> None:
+    write(tmp_path, "@two\ndef test_named(world):\n    assert world.world_size == 3\n", "checks.py")
+    done = run([sys.executable, "-m", "pytest", "checks.py"], cwd=tmp_path, env={"CI": None}, deadline_s=110).check(1)
+    assert "assert 2 == 3" in section(done, "test_named")
+
+
+@pytest.mark.deep
 def test_a_module_that_starts_a_thread_is_refused_and_the_next_one_is_not(tmp_path: Path) -> None:
     write(tmp_path, "@two\ndef test_there(world):\n    dist.barrier()\n", "test_other.py")
     done = run_pytest(
