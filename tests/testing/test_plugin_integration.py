@@ -548,13 +548,36 @@ def test_a_projects_own_mark_of_this_name_is_left_alone(tmp_path: Path) -> None:
         "@pytest.mark.distributed\n"
         "def test_theirs():\n"
         "    assert 'RANK' not in os.environ\n"
+        "@pytest.mark.distributed('nccl', gpus=2)\n"
+        "def test_theirs_with_arguments():\n"
+        "    assert 'RANK' not in os.environ\n"
         "@pytest.mark.distributed(nprocs=2)\n"
         "def test_ours_with_a_slip():\n"
         "    pass\n"
     )
     done = run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider"], cwd=tmp_path, env={"CI": None}).check(1)
-    assert outcomes(done) == {"passed": 1, "error": 1}, done.stdout
+    assert outcomes(done) == {"passed": 2, "error": 1}, done.stdout
     assert "has no argument 'nprocs'" in done.stdout
+
+
+def test_pytest_warns_of_no_module_where_a_program_has_imported_ours_before(tmp_path: Path) -> None:
+    (tmp_path / "test_plain.py").write_text("def test_plain():\n    pass\n")
+    call = "import distrain, pytest; raise SystemExit(pytest.main(['-p', 'distrain', '-p', 'no:cacheprovider']))"
+    done = run([sys.executable, "-c", call], cwd=tmp_path, env={"CI": None}).check()
+    assert outcomes(done) == {"passed": 1}, done.stdout
+
+
+@pytest.mark.parametrize("ours_is_loaded_first", [False, True])
+def test_another_plugins_fixture_of_the_same_name_is_left_alone(tmp_path: Path, *, ours_is_loaded_first: bool) -> None:
+    (tmp_path / "theirs.py").write_text('import pytest\n@pytest.fixture(scope="session")\ndef world():\n    return 3\n')
+    (tmp_path / "test_theirs.py").write_text("def test_theirs(world):\n    assert world == 3\n")
+    ours = ["-p", "distrain"] if ours_is_loaded_first else []
+    done = run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *ours, "-p", "theirs"],
+        cwd=tmp_path,
+        env={"CI": None, "PYTHONPATH": str(tmp_path)},
+    )
+    assert outcomes(done.check()) == {"passed": 1}, done.stdout
 
 
 def test_a_mark_without_arguments_is_refused_where_no_other_is_known(tmp_path: Path) -> None:
