@@ -25,7 +25,7 @@ LIBRARIES_HAVE_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"
 """Read when the libraries are loaded; a pool of threads started then would forbid forking."""
 
 LEFT_OUT = ("terminal", "_cov")
-"""Plugins that the server does without: one talks to the user, the other measures the process that it is started in."""
+"""Plugins that the server does without: they talk to the user, of the tests and of what was covered."""
 
 _BOOT = """\
 import sys
@@ -83,9 +83,10 @@ class WarmServer:
             config: Of the run, whose arguments and folder the server gets.
         """
         ours, theirs = socket.socketpair()
-        boot = _BOOT.format(
-            path=sys.path, args=list(config.invocation_params.args), fd=theirs.fileno(), pid=os.getpid()
-        )
+        args = list(config.invocation_params.args)
+        if config.pluginmanager.has_plugin("_cov"):
+            args.insert(0, "--cov-append")  # else its start would erase what others have measured
+        boot = _BOOT.format(path=sys.path, args=args, fd=theirs.fileno(), pid=os.getpid())
         log = None if config.getoption("capture") in {"no", "tee-sys"} else tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
             process = subprocess.Popen(

@@ -381,6 +381,24 @@ def test_plugins_tell_the_server_what_they_tell_a_worker_of_xdist(tmp_path: Path
 
 
 @pytest.mark.deep
+def test_coverage_counts_what_the_ranks_have_run(tmp_path: Path) -> None:
+    (tmp_path / "measured.py").write_text(
+        "def name(rank):\n    if rank == 0:\n        return 'zero'\n    return 'one'\n"
+    )
+    (tmp_path / ".coveragerc").write_text("[run]\nparallel = true\n")
+    body = """
+        import measured
+
+        @two
+        def test_measured(world):
+            measured.name(world.rank)
+        """
+    done = run_pytest(tmp_path, body, "--cov=measured", "--cov-report=term-missing").check()
+    assert re.search(r"^measured.py +4 +0 +100% *$", done.stdout, re.MULTILINE), done.stdout
+    assert not list(tmp_path.glob(".coverage.*"))
+
+
+@pytest.mark.deep
 def test_faults(tmp_path: Path) -> None:
     done = run_pytest(
         tmp_path,
