@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import io
 import os
 import signal
 import socket
@@ -25,6 +26,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from _pytest import assertion
+from _pytest.config import create_terminal_writer
 from _pytest.main import wrap_session  # what `pytest` itself and pytest-xdist's workers run
 
 from distrain.launcher.forkserver import AGENT_PRELOAD, WORKER_PRELOAD
@@ -63,6 +65,9 @@ def main(config: pytest.Config, *, fd: int, parent_pid: int) -> NoReturn:
             setattr(config.option, name, value)
     for name in LEFT_OUT:
         config.pluginmanager.unregister(name=name)
+    # pytest has none without its terminal plugin, and 8.2 and 8.4 ask for it to explain a comparison.
+    writer = create_terminal_writer(config, io.StringIO())
+    config.get_terminal_writer = lambda: writer  # type: ignore[method-assign]
     control = socket.socket(fileno=fd)
     config.workerinput = Connection(os.dup(fd)).recv()  # type: ignore[attr-defined]
     wrap_session(config, lambda config, session: _Server(config, session, control, parent_pid).serve())
