@@ -2,6 +2,8 @@
 
 The public names are loaded when they are first used: `import distrain` alone costs nothing and imports no
 torch, so the command line answers at once, also where torch is not installed.
+
+To pytest, which rewrites a plugin's modules and warns of one that is imported already: PYTEST_DONT_REWRITE.
 """
 
 from __future__ import annotations

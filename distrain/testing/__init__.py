@@ -23,7 +23,9 @@ What runs where:
 - The test's outcome is that of its ranks. One that fails or skips ends the others, half a second after the latest.
 - A fault that the test asks for is no failure: the rank that it hits need not pass, the others must.
 
-A mark without arguments is another's where the project has registered the name itself: its test runs as any other.
+A mark without arguments, or with none like those of ours, is another's where the project has registered the name
+itself: its test runs as any other. Where another plugin has a fixture `world`, `run_dir` or `faults`, tests get that
+one.
 
 Ranks are forked, so importing a test's module must not start a thread; the server says so when it does.
 """

@@ -41,8 +41,8 @@ class Mark:
 def is_for_ranks(item: pytest.Item) -> bool:
     """Say whether the test has the mark.
 
-    Others have a mark of this name as well, ignite's own tests for one: it only sorts tests, and takes no arguments. A
-    mark without arguments is left to a project that has registered the name itself.
+    Others have a mark of this name as well, ignite's own tests for one. A project that has registered the name itself
+    keeps it where it is used without arguments, or with some that are nothing like ours.
 
     Args:
         item: The test.
@@ -50,7 +50,12 @@ def is_for_ranks(item: pytest.Item) -> bool:
     mark = item.get_closest_marker("distributed")
     if mark is None:
         return False
-    return bool(mark.args or mark.kwargs) or not _has_another_mark_of_this_name(item.config)
+    return _looks_like_ours(mark) or not _has_another_mark_of_this_name(item.config)
+
+
+def _looks_like_ours(mark: pytest.Mark) -> bool:
+    is_number = len(mark.args) == 1 and type(mark.args[0]) is int
+    return is_number or any(name in _ARGUMENTS or did_you_mean(name, _ARGUMENTS) for name in mark.kwargs)
 
 
 def _has_another_mark_of_this_name(config: pytest.Config) -> bool:

@@ -1,4 +1,4 @@
-"""The pytest plugin: the mark, the hooks that hand a test over to its ranks, and the fixtures.
+"""The pytest plugin: the mark, and the hooks that hand a test over to its ranks.
 
 It is imported by every pytest run of an environment that has distrain, so it imports nothing that costs time; the
 server is started, and torch imported there, when the first marked test comes.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
-from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -16,8 +16,6 @@ import pytest
 from distrain.testing.mark import DESCRIPTION, Mark, is_for_ranks, read_mark
 
 if TYPE_CHECKING:
-    from distrain.runtime.world import World
-    from distrain.testing.faults import Faults
     from distrain.testing.ranks import RankGroup
     from distrain.testing.verdict import Verdict
     from distrain.testing.warm_server import WarmServer
@@ -35,6 +33,22 @@ NO_PDB = (
     "pdb does not reach the ranks of a distributed test; look at one with print(), or run its body in a script under "
     "`distrain launch`, where breakpoint() works on the rank that is shown."
 )
+
+
+def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Add the fixtures, unless a plugin that was loaded before has one of the name: pytest would prefer the later."""
+    from distrain.testing import fixtures
+
+    others = [plugin for _, plugin in pluginmanager.list_name_plugin() if plugin is not None]
+    ours = ModuleType(fixtures.__name__)
+    for name in fixtures.__all__:
+        if not any(_is_fixture(getattr(other, name, None)) for other in others):
+            setattr(ours, name, getattr(fixtures, name))
+    pluginmanager.register(ours, "distrain-fixtures")
+
+
+def _is_fixture(value: object) -> bool:
+    return type(value).__name__ == "FixtureFunctionDefinition" or hasattr(value, "_pytestfixturefunction")  # before 8.4
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -179,42 +193,3 @@ def pytest_runtest_makereport(
         report.sections.append(("pdb", NO_PDB))
         call.excinfo = None  # so that pytest does not open the debugger in this process, which has no part in it
     return report
-
-
-def _rank(request: pytest.FixtureRequest) -> Any:
-    rank = request.config.stash.get(RANK, None)
-    if rank is None:
-        pytest.fail(
-            f"The fixture {request.fixturename!r} belongs to ranks: mark the test with "
-            "@pytest.mark.distributed(nproc=2).",
-            pytrace=False,
-        )
-    return rank
-
-
-@pytest.fixture
-def world(request: pytest.FixtureRequest) -> Generator[World, None, None]:
-    """The world of this rank, as `distrain.init()` returns it; it is closed after the test."""
-    rank = _rank(request)
-    from distrain.runtime import init
-
-    opened = init(device="cpu")
-    yield opened
-    if rank.all_passed:
-        opened.close()
-    # Otherwise a peer may be gone: nobody is waited for, and the process group ends with the process.
-
-
-@pytest.fixture
-def run_dir(request: pytest.FixtureRequest) -> Path:
-    """The run directory, the same for all ranks: what `world.run_dir` is, and where checkpoints go by default."""
-    path: Path = _rank(request).run_dir
-    path.mkdir(exist_ok=True)
-    return path
-
-
-@pytest.fixture
-def faults(request: pytest.FixtureRequest) -> Faults:
-    """Faults by rank and step: `faults.inject("kill", rank=1, step=3)`."""
-    found: Faults = _rank(request).faults
-    return found

@@ -87,6 +87,7 @@ def main(item: pytest.Item, job: Job, connection: Connection) -> NoReturn:
         _own_temporary_folders(item.config, job)
         _refuse_pdb()
         item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
+        _save_coverage()
         connection.send(("done",))
         code = 0
     except _EndedError:
@@ -98,6 +99,15 @@ def main(item: pytest.Item, job: Job, connection: Connection) -> NoReturn:
             connection.send(("broken", traceback.format_exc()))
     finally:
         os._exit(code)
+
+
+def _save_coverage() -> None:
+    """Write what pytest-cov has measured here, for pytest's process to add to its own: no exit function will."""
+    coverage = sys.modules.get("coverage")
+    measuring = coverage.Coverage.current() if coverage is not None else None
+    if measuring is not None:
+        measuring.stop()
+        measuring.save()
 
 
 class _EndedError(BaseException):

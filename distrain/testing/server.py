@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import io
 import os
 import signal
 import socket
@@ -24,6 +25,8 @@ import time
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from _pytest import assertion
+from _pytest.config import create_terminal_writer
 from _pytest.main import wrap_session  # what `pytest` itself and pytest-xdist's workers run
 
 from distrain.launcher.forkserver import AGENT_PRELOAD, WORKER_PRELOAD
@@ -31,6 +34,7 @@ from distrain.supervision.process_state import num_threads
 from distrain.supervision.reaping import adopt_orphans, die_with_parent, kill_descendants, outlive_parent
 from distrain.testing import rank
 from distrain.testing.store_host import StoreHost
+from distrain.testing.warm_server import LEFT_OUT
 
 if TYPE_CHECKING:
     import pytest
@@ -59,11 +63,13 @@ def main(config: pytest.Config, *, fd: int, parent_pid: int) -> NoReturn:
     for name, value in _OF_THE_OTHER_PROCESS.items():
         if hasattr(config.option, name):
             setattr(config.option, name, value)
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "master")
-    config.workerinput = {"workerid": worker, "workercount": 1, "testrunuid": ""}  # type: ignore[attr-defined]
-    for name in ("terminal", "_cov"):  # one talks to the user, the other expects an xdist worker's settings
+    for name in LEFT_OUT:
         config.pluginmanager.unregister(name=name)
+    # pytest has none without its terminal plugin, and 8.2 and 8.4 ask for it to explain a comparison.
+    writer = create_terminal_writer(config, io.StringIO())
+    config.get_terminal_writer = lambda: writer  # type: ignore[method-assign]
     control = socket.socket(fileno=fd)
+    config.workerinput = Connection(os.dup(fd)).recv()  # type: ignore[attr-defined]
     wrap_session(config, lambda config, session: _Server(config, session, control, parent_pid).serve())
     os._exit(1)  # only an error leads here; it is in the log
 
@@ -117,6 +123,7 @@ class _Server:
     def _collect(self, path: str, nodeid: str) -> None:
         if path not in self._items:
             self._failures.clear()
+            assertion.pytest_collection(self._session)  # rewrites a file of any name that is asked for
             items = self._session.perform_collect([path])
             if self._failures:
                 raise _CannotError("\n".join(self._failures))

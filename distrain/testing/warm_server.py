@@ -10,6 +10,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ ANSWERS_S = 120.0
 
 LIBRARIES_HAVE_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """Read when the libraries are loaded; a pool of threads started then would forbid forking."""
+
+LEFT_OUT = ("terminal", "_cov")
+"""Plugins that the server does without: they talk to the user, of the tests and of what was covered."""
 
 _BOOT = """\
 import sys
@@ -79,9 +83,10 @@ class WarmServer:
             config: Of the run, whose arguments and folder the server gets.
         """
         ours, theirs = socket.socketpair()
-        boot = _BOOT.format(
-            path=sys.path, args=list(config.invocation_params.args), fd=theirs.fileno(), pid=os.getpid()
-        )
+        args = list(config.invocation_params.args)
+        if config.pluginmanager.has_plugin("_cov"):
+            args.insert(0, "--cov-append")  # else its start would erase what others have measured
+        boot = _BOOT.format(path=sys.path, args=args, fd=theirs.fileno(), pid=os.getpid())
         log = None if config.getoption("capture") in {"no", "tee-sys"} else tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
             process = subprocess.Popen(
@@ -94,7 +99,10 @@ class WarmServer:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for pytest, which ends the ranks
             )
-        return cls(process, ours, log)
+        server = cls(process, ours, log)
+        with contextlib.suppress(BrokenPipeError):  # it has ended already; the first question tells how
+            server._control.send(_worker_input(config))
+        return server
 
     def collect(self, path: str, nodeid: str) -> None:
         """Have the server import a test's module and find the test in it.
@@ -170,3 +178,19 @@ class WarmServer:
         self.close()
         how = "still runs, but has closed its connection" if code is None else f"ended with exit code {code}"
         return ServerError(f"The server of distributed tests {how}." + (f" It had said:\n{said}" if said else ""))
+
+
+def _worker_input(config: pytest.Config) -> dict[str, Any]:
+    """Return what plugins would tell a worker of pytest-xdist: some cannot be one without, pytest-randomly for one."""
+    told: dict[str, Any] = {"workerid": "master", "workercount": 1, "testrunuid": ""}
+    if (seed := config.getoption("randomly_seed", None)) is not None:
+        told["randomly_seed"] = seed  # pytest-randomly tells it only where pytest-xdist is installed
+    if hasattr(config, "workerinput"):
+        told.update(config.workerinput)
+    elif hasattr(config.hook, "pytest_configure_node"):
+        manager = config.pluginmanager
+        left_out = [manager.get_plugin(name) for name in LEFT_OUT]
+        hook = manager.subset_hook_caller("pytest_configure_node", [each for each in left_out if each is not None])
+        gateway = SimpleNamespace(id="master", spec=SimpleNamespace(popen=True))
+        hook(node=SimpleNamespace(config=config, workerinput=told, gateway=gateway))
+    return told

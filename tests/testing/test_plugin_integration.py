@@ -311,7 +311,8 @@ def test_fixtures_run_where_they_are_said_to(tmp_path: Path) -> None:
 
         @pytest.mark.parametrize("value", [1, {"a": 2}], ids=["int", "dict"])
         @pytest.mark.distributed(nproc=2, shared=["address"])
-        def test_all(world, tmp_path, tmp_path_factory, run_dir, model, address, value, capsys, record_property):
+        def test_all(pytestconfig, world, tmp_path, tmp_path_factory, run_dir, model, address, value, capsys, record_property):
+            pytestconfig.get_terminal_writer()           # pytest 8 does so where a comparison fails
             assert os.environ["SETTING"] == "on"
             assert model[1] == os.getpid() != address["pid"]
             assert model[2] is address
@@ -346,6 +347,56 @@ def test_fixtures_run_where_they_are_said_to(tmp_path: Path) -> None:
     assert "SETTING" not in os.environ
     values = [each.get("value") for each in ET.parse(tmp_path / "report.xml").iter("property")]
     assert values == ["0", "1"] * 2
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("args", [(), ("-n", "1")], ids=["alone", "xdist"])
+def test_plugins_tell_the_server_what_they_tell_a_worker_of_xdist(tmp_path: Path, args: tuple[str, ...]) -> None:
+    """As pytest-randomly and pytest-rerunfailures do."""
+    (tmp_path / "telling.py").write_text(
+        textwrap.dedent("""
+        class Teller:
+            def pytest_configure_node(self, node):
+                node.workerinput["told"] = node.config.told
+
+        def pytest_configure(config):
+            if hasattr(config, "workerinput"):
+                config.told = config.workerinput["told"]
+            else:
+                config.told = "what the worker needs"
+                config.pluginmanager.register(Teller())
+        """)
+    )
+    done = run_pytest(
+        tmp_path,
+        """
+        @two
+        def test_told(world, pytestconfig):
+            assert pytestconfig.told == "what the worker needs"
+        """,
+        "-p",
+        "telling",
+        *args,
+    ).check()
+    assert outcomes(done) == {"passed": 1}, done.stdout
+
+
+@pytest.mark.deep
+def test_coverage_counts_what_the_ranks_have_run(tmp_path: Path) -> None:
+    (tmp_path / "measured.py").write_text(
+        "def name(rank):\n    if rank == 0:\n        return 'zero'\n    return 'one'\n"
+    )
+    (tmp_path / ".coveragerc").write_text("[run]\nparallel = true\n")
+    body = """
+        import measured
+
+        @two
+        def test_measured(world):
+            measured.name(world.rank)
+        """
+    done = run_pytest(tmp_path, body, "--cov=measured", "--cov-report=term-missing").check()
+    assert re.search(r"^measured.py +4 +0 +100% *$", done.stdout, re.MULTILINE), done.stdout
+    assert not list(tmp_path.glob(".coverage.*"))
 
 
 @pytest.mark.deep
@@ -474,6 +525,13 @@ def test_stopping_at_the_first_failure_and_pdb(tmp_path: Path) -> None:
 
 
 @pytest.mark.deep
+def test_a_file_of_any_name_has_its_assertions_explained(tmp_path: Path) -> None:
+    write(tmp_path, "@two\ndef test_named(world):\n    assert world.world_size == 3\n", "checks.py")
+    done = run([sys.executable, "-m", "pytest", "checks.py"], cwd=tmp_path, env={"CI": None}, deadline_s=110).check(1)
+    assert "assert 2 == 3" in section(done, "test_named")
+
+
+@pytest.mark.deep
 def test_a_module_that_starts_a_thread_is_refused_and_the_next_one_is_not(tmp_path: Path) -> None:
     write(tmp_path, "@two\ndef test_there(world):\n    dist.barrier()\n", "test_other.py")
     done = run_pytest(
@@ -509,13 +567,36 @@ def test_a_projects_own_mark_of_this_name_is_left_alone(tmp_path: Path) -> None:
         "@pytest.mark.distributed\n"
         "def test_theirs():\n"
         "    assert 'RANK' not in os.environ\n"
+        "@pytest.mark.distributed('nccl', gpus=2)\n"
+        "def test_theirs_with_arguments():\n"
+        "    assert 'RANK' not in os.environ\n"
         "@pytest.mark.distributed(nprocs=2)\n"
         "def test_ours_with_a_slip():\n"
         "    pass\n"
     )
     done = run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider"], cwd=tmp_path, env={"CI": None}).check(1)
-    assert outcomes(done) == {"passed": 1, "error": 1}, done.stdout
+    assert outcomes(done) == {"passed": 2, "error": 1}, done.stdout
     assert "has no argument 'nprocs'" in done.stdout
+
+
+def test_pytest_warns_of_no_module_where_a_program_has_imported_ours_before(tmp_path: Path) -> None:
+    (tmp_path / "test_plain.py").write_text("def test_plain():\n    pass\n")
+    call = "import distrain, pytest; raise SystemExit(pytest.main(['-p', 'distrain', '-p', 'no:cacheprovider']))"
+    done = run([sys.executable, "-c", call], cwd=tmp_path, env={"CI": None}).check()
+    assert outcomes(done) == {"passed": 1}, done.stdout
+
+
+@pytest.mark.parametrize("ours_is_loaded_first", [False, True])
+def test_another_plugins_fixture_of_the_same_name_is_left_alone(tmp_path: Path, *, ours_is_loaded_first: bool) -> None:
+    (tmp_path / "theirs.py").write_text('import pytest\n@pytest.fixture(scope="session")\ndef world():\n    return 3\n')
+    (tmp_path / "test_theirs.py").write_text("def test_theirs(world):\n    assert world == 3\n")
+    ours = ["-p", "distrain"] if ours_is_loaded_first else []
+    done = run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *ours, "-p", "theirs"],
+        cwd=tmp_path,
+        env={"CI": None, "PYTHONPATH": str(tmp_path)},
+    )
+    assert outcomes(done.check()) == {"passed": 1}, done.stdout
 
 
 def test_a_mark_without_arguments_is_refused_where_no_other_is_known(tmp_path: Path) -> None:
