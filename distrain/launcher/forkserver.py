@@ -48,6 +48,7 @@ WORKER_PRELOAD = (
     "torch.optim",
     "torch.utils.data",
     "torch._dynamo",  # the first optimizer imports it: half a second in every worker otherwise
+    "pdb",  # so that a worker need not look out for it (`amendments`)
 )
 
 FROM_AGENT = ("failed", "note", "report", "round", "word")
