@@ -311,8 +311,10 @@ def test_fixtures_run_where_they_are_said_to(tmp_path: Path) -> None:
 
         @pytest.mark.parametrize("value", [1, {"a": 2}], ids=["int", "dict"])
         @pytest.mark.distributed(nproc=2, shared=["address"])
-        def test_all(pytestconfig, world, tmp_path, tmp_path_factory, run_dir, model, address, value, capsys, record_property):
-            pytestconfig.get_terminal_writer()           # pytest 8 does so where a comparison fails
+        def test_all(
+            request, world, tmp_path, tmp_path_factory, run_dir, model, address, value, capsys, record_property
+        ):
+            request.config.get_terminal_writer()         # pytest 8 does so where a comparison fails
             assert os.environ["SETTING"] == "on"
             assert model[1] == os.getpid() != address["pid"]
             assert model[2] is address
