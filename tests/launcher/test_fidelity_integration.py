@@ -214,6 +214,11 @@ ALLOWED: list[tuple[str, Callable[[Any, Any], bool], str]] = [
         lambda a, b: b == [*a, "tempdir"],
         "the sockets of multiprocessing lie in a folder that goes with the run",
     ),
+    (
+        r"interpreter\.meta_path",
+        lambda a, b: b == ["a distrain.launcher.after_import._Lookout", *a],
+        "a plain interpreter looks out for pdb, at whose prompt no rank hangs; see the next test for the others",
+    ),
     (r"process\.prctl\.parent death signal", lambda a, b: (a, b) == (0, 9), "a worker never outlives the launcher"),
 ]
 
@@ -369,6 +374,11 @@ def test_a_plain_interpreter_has_imported_little_that_torch_would_not(observator
     others = {name for name in added - allowed if not name.startswith("distrain")}
     assert others <= {"faulthandler", "sysconfig"}
     assert [name for name in added if name.partition(".")[0] in {"torch", "numpy"}] == []
+
+
+def test_no_finder_of_ours_stays_in_a_warm_worker(observatory: Observatory) -> None:
+    for rank in observatory.ranks("distrain", "script"):
+        assert not [finder for finder in rank["interpreter"]["meta_path"] if "distrain" in finder]
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "distrain"])
