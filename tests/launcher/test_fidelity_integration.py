@@ -217,7 +217,7 @@ ALLOWED: list[tuple[str, Callable[[Any, Any], bool], str]] = [
     (
         r"interpreter\.meta_path",
         lambda a, b: b == ["a distrain.launcher.after_import._Lookout", *a],
-        "a plain interpreter looks out for pdb, at whose prompt no rank hangs; see the next test for the others",
+        "a plain interpreter looks out for pdb, at whose prompt no rank hangs; of the warm ones another test tells",
     ),
     (r"process\.prctl\.parent death signal", lambda a, b: (a, b) == (0, 9), "a worker never outlives the launcher"),
 ]
