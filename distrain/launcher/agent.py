@@ -73,8 +73,8 @@ def _run(job: AgentJob, channel: Channel, blocked: Iterable[signal.Signals]) -> 
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from distrain.launcher.ended_elsewhere import EndedElsewhereError
     from distrain.launcher.joining import Joining, is_ours
-    from distrain.launcher.membership import EndedElsewhereError
     from distrain.launcher.nodes import RestartsSpentError
     from distrain.launcher.rank_logs import RunDirLogs
     from distrain.launcher.rendezvous import settings

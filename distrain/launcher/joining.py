@@ -16,10 +16,11 @@ import torch
 from torch.distributed.elastic.rendezvous.api import rendezvous_handler_registry
 
 import distrain
+from distrain.launcher.ended_elsewhere import EndedElsewhereError
 from distrain.launcher.facts import Facts
 from distrain.launcher.joined_workers import JoinedWorkers, joined_starter
 from distrain.launcher.meeting_place import MeetingPlace
-from distrain.launcher.membership import EndedElsewhereError, Membership
+from distrain.launcher.membership import Membership
 from distrain.launcher.moved import moved
 from distrain.launcher.nodes import BACKEND, NodesRendezvous
 from distrain.launcher.precheck import await_answer

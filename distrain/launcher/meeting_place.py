@@ -23,10 +23,11 @@ from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRen
 
 from distrain.errors import LaunchError
 from distrain.launcher.apart import apart
+from distrain.launcher.ended_elsewhere import EndedElsewhereError
 from distrain.launcher.facts import Facts, clock_warning, warnings
 from distrain.launcher.inquiry import CLUES, PLACED, VICTIM
 from distrain.launcher.interface import is_own_everywhere
-from distrain.launcher.membership import EndedElsewhereError, Membership
+from distrain.launcher.membership import Membership
 from distrain.launcher.precheck import PATIENCE_S, await_answer, join_timeout_s, loopback_of, node_name
 from distrain.launcher.round_store import listen
 from distrain.launcher.rounds import Held

@@ -6,47 +6,19 @@ The watch's thread tells what happened (`take`), the agent's main thread asks wh
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from distrain.errors import LaunchError
+from distrain.launcher.ended_elsewhere import EndedElsewhereError
 from distrain.launcher.facts import Facts, clock_warning, misfit, warnings
 from distrain.supervision.failure import Standing
 
-__all__ = ["EndedElsewhereError", "Membership"]
+__all__ = ["Membership"]
 
 _LOOK_S = 0.05
-
-
-class EndedElsewhereError(LaunchError):
-    """The run ends here because of what happened to another node.
-
-    Args:
-        text: What happened.
-        exit_code: The exit code that this node's launcher ends with.
-        report: The failure report of the node whose rank brought the run down, as in failure.json; None without one.
-        signal: The signal that ended the other node; None for another reason.
-    """
-
-    def __init__(
-        self, text: str, exit_code: int = 1, report: Mapping[str, Any] | None = None, signal: int | None = None
-    ) -> None:
-        super().__init__(text)
-        self.exit_code = exit_code if signal is None else 128 + signal
-        self.report = report
-        self.signal = signal
-
-    def as_report(self) -> dict[str, Any]:
-        """Return what the agent tells its supervisor of this end."""
-        return {
-            "outcome": "ended",
-            "error": str(self),
-            "code": self.exit_code,
-            "report": self.report,
-            "signal": self.signal,
-        }
 
 
 class Membership:
@@ -113,11 +85,7 @@ class Membership:
         Raises:
             EndedElsewhereError: The run is to end here.
         """
-        end_s = time.monotonic() + patience_s
-        while time.monotonic() < end_s and not self.is_head_gone:
-            self.check()
-            time.sleep(_LOOK_S)
-        self.check()
+        self._wait_while(lambda: True, patience_s)
 
     def have_others_ended(self, patience_s: float) -> bool:
         """Wait a moment for the word of how the run has ended; return whether ranks elsewhere have ended well.
@@ -128,12 +96,16 @@ class Membership:
         Raises:
             EndedElsewhereError: They have failed.
         """
+        self._wait_while(lambda: not self._done, patience_s)
+        return bool(self._done)
+
+    def _wait_while(self, is_open: Callable[[], bool], patience_s: float = math.inf) -> None:
+        """Wait until something is settled, the head is gone or the patience over; raise as `check` does."""
         end_s = time.monotonic() + patience_s
-        while time.monotonic() < end_s and not self._done and not self.is_head_gone:
+        while is_open() and not self.is_head_gone and time.monotonic() < end_s:
             self.check()
             time.sleep(_LOOK_S)
         self.check()
-        return bool(self._done)
 
     def changed(self) -> bool:
         """Whether a new round is to be begun with who is left, or because another node asked for it."""
@@ -258,10 +230,7 @@ class Membership:
         Raises:
             EndedElsewhereError: They have failed.
         """
-        while self._members.keys() - self._gone - self._done - {self._mine.token} and not self.is_head_gone:
-            self.check()
-            time.sleep(_LOOK_S)
-        self.check()
+        self._wait_while(lambda: bool(self._members.keys() - self._gone - self._done - {self._mine.token}))
 
     def finished(self) -> None:
         """Note that this node's ranks have ended well: what becomes of the head is no longer its business."""

@@ -25,9 +25,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from distrain.launcher.ended_elsewhere import EndedElsewhereError
 from distrain.launcher.facts import Facts
 from distrain.launcher.meeting_place import MeetingPlace
-from distrain.launcher.membership import EndedElsewhereError
 from distrain.launcher.rounds import Held, Rounds
 from distrain.rundir import RunDir, as_typed
 

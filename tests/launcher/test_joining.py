@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from distrain.launcher.ended_elsewhere import EndedElsewhereError
 from distrain.launcher.joining import Joining
-from distrain.launcher.membership import EndedElsewhereError
 from distrain.launcher.watch import Head, Member
 from tests.support.processes import wait_until
 

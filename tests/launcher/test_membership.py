@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from distrain.launcher.membership import EndedElsewhereError, Membership
+from distrain.launcher.ended_elsewhere import EndedElsewhereError
+from distrain.launcher.membership import Membership
 from tests.launcher.test_facts import NODE, OTHER
 
 THIRD = replace(NODE, token="c", host="h2", node_rank=2)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from distrain.launcher.membership import EndedElsewhereError, Membership
+from distrain.launcher.ended_elsewhere import EndedElsewhereError
+from distrain.launcher.membership import Membership
 from distrain.launcher.rounds import Held, Rounds
 from distrain.launcher.succession import Succession
 from tests.launcher.test_facts import NODE, OTHER

@@ -72,13 +72,13 @@ def test_no_signal_reaches_it_and_none_of_its_names_is_another_ones():
         wait_until(lambda: Path(f"/proc/{guard}/comm").read_text().strip() == NAME, 30, what="its name")
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
             os.kill(guard, number)
-        os.kill(process, signal.SIGCONT)
-        assert all(map(is_alive, (guard, process, child)))
         words = Path(f"/proc/{guard}/cmdline").read_bytes().decode()
         assert words.startswith(f"{NAME}: ")
         assert "python" not in words
         assert "distrain" not in words
         assert os.getsid(guard) != os.getsid(process)
+        os.kill(process, signal.SIGKILL)  # without a guard the child would stay
+        wait_until(lambda: not any(map(is_alive, (guard, process, child))), 30, what="nothing is left")
 
 
 def test_it_ends_with_the_exit_code_of_the_process_and_what_that_has_started():
